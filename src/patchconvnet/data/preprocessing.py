@@ -1,0 +1,324 @@
+"""Picture → network input: the one definition that training, evaluation, explanation, export and serving share.
+
+Pixels are divided by 255 in float32 *before* they are resized, pixel centres lie at half-integers (both as in the Keras
+example, keras.io "Augmenting convnets with aggregated attention"), and one torch resize serves every way in, so a
+picture gives the same tensor whether it comes as a file, a PIL picture, an array or a row of a batch.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, BinaryIO, Literal, Self, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from patchconvnet.errors import UserError
+
+Resize = Literal["stretch", "crop", "letterbox"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Picture = Image.Image | np.ndarray | Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to a picture on its way to the network: resize, cut, normalise.
+
+    Args:
+        size: (height, width) of the network input in pixels.
+        resize: "stretch" resizes to `size` whatever the picture's shape; "crop" resizes until the picture covers
+            `size / crop_ratio` and cuts the centre out; "letterbox" resizes until the whole picture fits into `size`
+            and fills the border with `mean`, which is zero to the network.
+        crop_ratio: share of the covering picture's side that the centre cut keeps, in (0, 1]; only for "crop".
+        interpolation: "bilinear", "bicubic" or "nearest".
+        antialias: whether shrinking averages over all pixels that fall together, as PIL does; not for "nearest".
+        mean: subtracted, one value a channel, for pixel values in 0..1. Its length is the number of channels.
+        std: divided by, one value a channel.
+
+    Raises:
+        UserError: a value is outside of what is described above.
+    """
+
+    size: tuple[int, int]
+    resize: Resize = "stretch"
+    crop_ratio: float = 1.0
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):  # lists, as YAML and JSON bring them, become tuples
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        if len(self.size) != 2 or any(not isinstance(side, int) or side < 1 for side in self.size):
+            raise UserError(f"preprocessing size is {self.size}; it must be two whole numbers, (height, width).")
+        for name, allowed in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"preprocessing {name} is {getattr(self, name)!r}; known: {', '.join(allowed)}.")
+        if not 0 < self.crop_ratio <= 1:
+            raise UserError(f"preprocessing crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1.")
+        if self.crop_ratio != 1 and self.resize != "crop":
+            raise UserError(
+                f"preprocessing crop_ratio {self.crop_ratio} has no meaning with resize {self.resize!r}; "
+                "leave it at 1 or set resize to 'crop'."
+            )
+        if self.antialias and self.interpolation == "nearest":
+            raise UserError("preprocessing antialias has no meaning with 'nearest' interpolation; set it to false.")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UserError(
+                f"preprocessing has {len(self.mean)} mean and {len(self.std)} std values; give one of each a channel."
+            )
+        if any(not 0 <= value <= 1 for value in self.mean) or any(not 0 < value <= 1 for value in self.std):
+            raise UserError(
+                f"preprocessing mean {self.mean} and std {self.std} must lie in 0..1 (std above 0); "
+                "divide values for pixels of 0..255 by 255."
+            )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network input."""
+        return len(self.mean)
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """One picture → (C, h, w) float32.
+
+        Args:
+            picture: a PIL picture of any mode, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W).
+
+        Raises:
+            UserError: an array or tensor that is not uint8, or whose shape is not that of a picture.
+        """
+        return self.batch(pixels(picture, self.channels)[None])[0]
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Pictures of one shape, (B, C, H, W) uint8 on any device → (B, C, h, w) float32 on the same device."""
+        return self.normalise(self.resized(images))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """The first half of `batch`: (B, C, H, W) uint8 → (B, C, h, w) float32 in 0..1, not yet normalised."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            raise UserError(
+                f"given images of type {images.dtype} and shape {tuple(images.shape)}; needed are uint8 values of "
+                f"shape (batch, {self.channels}, height, width)."
+            )
+        geometry = self.geometry(*images.shape[-2:])
+        # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
+        values = images.contiguous().to(torch.float32).div_(255)
+        if geometry.resized != geometry.picture:
+            mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation
+            values = F.interpolate(values, geometry.resized, mode=mode, antialias=self.antialias)
+            if self.interpolation == "bicubic":
+                values.clamp_(0, 1)  # bicubic overshoots at edges, where PIL's uint8 would be cut off as well
+        return self._cut(values, geometry)
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """The second half of `batch`: (B, C, h, w) float32 in 0..1 → (values − mean) / std, of the same shape."""
+        if all(value == 0 for value in self.mean) and all(value == 1 for value in self.std):
+            return values
+        mean = values.new_tensor(self.mean).view(-1, 1, 1)
+        std = values.new_tensor(self.std).view(-1, 1, 1)
+        return (values - mean).div_(std)
+
+    def geometry(self, height: int, width: int) -> "Geometry":
+        """Where the network input lies on a picture of `height` × `width` pixels."""
+        target_height, target_width = self.size
+        resized, offset = self.size, (0, 0)
+        if self.resize == "crop":
+            cover_height, cover_width = (math.floor(side / self.crop_ratio) for side in self.size)
+            if cover_height * width >= cover_width * height:
+                resized = (cover_height, cover_height * width // height)
+            else:
+                resized = (cover_width * height // width, cover_width)
+            offset = (round((resized[0] - target_height) / 2), round((resized[1] - target_width) / 2))
+        elif self.resize == "letterbox":
+            scale = min(target_height / height, target_width / width)
+            resized = (max(1, round(height * scale)), max(1, round(width * scale)))
+            offset = (-((target_height - resized[0]) // 2), -((target_width - resized[1]) // 2))
+        return Geometry(picture=(height, width), resized=resized, offset=offset, size=self.size)
+
+    def with_size(self, size: int | tuple[int, int]) -> Self:
+        """The same preprocessing for another network input: (height, width), or one number for a square."""
+        return replace(self, size=(size, size) if isinstance(size, int) else size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and YAML; `from_dict` reads them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a key is unknown, `size` is missing, or a value is not allowed.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise UserError(f"preprocessing has unknown keys {', '.join(unknown)}; known: {', '.join(known)}.")
+        if "size" not in values:
+            raise UserError("preprocessing has no size; give it as [height, width].")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"preprocessing {dict(values)} holds a value of the wrong type: {error}.") from error
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Self:
+        """The preprocessing that a timm model's `pretrained_cfg` dict asks for in evaluation."""
+        channels, height, width = cfg.get("input_size", (3, 224, 224))
+        modes: dict[str, Resize] = {"center": "crop", "squash": "stretch", "border": "letterbox"}
+        resize = modes.get(cfg.get("crop_mode") or "center", "crop")
+        interpolation = cfg.get("interpolation") or "bilinear"
+        return cls(
+            size=(height, width),
+            resize=resize,
+            crop_ratio=(cfg.get("crop_pct") or 0.875) if resize == "crop" else 1.0,
+            interpolation=interpolation if interpolation in get_args(Interpolation) else "bilinear",
+            antialias=interpolation != "nearest",
+            mean=tuple(cfg.get("mean") or IMAGENET_MEAN[:channels]),
+            std=tuple(cfg.get("std") or IMAGENET_STD[:channels]),
+        )
+
+    def _cut(self, values: Tensor, geometry: "Geometry") -> Tensor:
+        (height, width), (top, left) = self.size, geometry.offset
+        if values.shape[-2] < height or values.shape[-1] < width:  # letterbox
+            mean = values.new_tensor(self.mean).view(1, -1, 1, 1)
+            framed = mean.expand(values.shape[0], -1, height, width).contiguous()
+            framed[:, :, -top : -top + values.shape[-2], -left : -left + values.shape[-1]] = values
+            return framed
+        return values[:, :, top : top + height, left : left + width].contiguous()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture is laid into the network input; made by `Preprocessing.geometry`.
+
+    Args:
+        picture: (height, width) of the picture.
+        resized: (height, width) the whole picture is resized to.
+        offset: (top, left) corner of the network input on the resized picture; negative for letterbox.
+        size: (height, width) of the network input.
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """What the network input covers, (left, top, right, bottom) in picture pixels, edges at whole numbers.
+
+        It lies inside of the picture for "crop", is the picture for "stretch", and goes beyond it for "letterbox".
+        """
+        vertical = self.picture[0] / self.resized[0]
+        horizontal = self.picture[1] / self.resized[1]
+        top, left = self.offset
+        bottom, right = top + self.size[0], left + self.size[1]
+        return (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
+
+    def place(self, values: Tensor, *, mode: str = "bilinear", outside: float = 0.0) -> Tensor:
+        """A map over the network input → the same map over the picture.
+
+        Args:
+            values: (..., h, w) float, one value a patch, for any grid.
+            mode: "nearest", "bilinear" or "bicubic", as in `torch.nn.functional.grid_sample`.
+            outside: value of the picture's pixels that the network does not see.
+
+        Returns:
+            (..., H, W) of `values`' dtype, at the picture's own resolution.
+        """
+        left, top, right, bottom = self.box
+        height, width = self.picture
+        like = {"dtype": values.dtype, "device": values.device}
+        rows = ((torch.arange(height, **like) + 0.5) - top) / (bottom - top)  # type: ignore[arg-type]
+        columns = ((torch.arange(width, **like) + 0.5) - left) / (right - left)  # type: ignore[arg-type]
+        y, x = torch.meshgrid(rows * 2 - 1, columns * 2 - 1, indexing="ij")
+        maps = values.reshape(1, -1, *values.shape[-2:])
+        placed = F.grid_sample(maps, torch.stack((x, y), -1)[None], mode, "border", align_corners=False)
+        placed = placed.masked_fill((x.abs() > 1) | (y.abs() > 1), outside)
+        return placed.view(*values.shape[:-2], height, width)
+
+
+def read_picture(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """Read a picture file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.
+
+    Args:
+        source: a path or an open binary file.
+
+    Raises:
+        UserError: there is no such file, or it is not a readable picture; the message names it.
+    """
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the given data")
+    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+        raise UserError(f"there is no picture file {os.fspath(source)}.")
+    try:
+        with Image.open(source) as picture:
+            return as_rgb(picture)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's readers answer broken files with errors of many types, SyntaxError among them
+        raise UserError(f"{name} is not a readable picture: {error}") from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A PIL picture of any mode as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def pixels(picture: Picture, channels: int = 3) -> Tensor:
+    """A picture → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
+
+    Args:
+        picture: as in `Preprocessing.__call__`.
+        channels: number of channels wanted.
+
+    Raises:
+        UserError: an array or tensor that is not uint8, or whose shape is not that of a picture.
+    """
+    if not isinstance(picture, Image.Image):
+        values = torch.from_numpy(np.array(picture)) if isinstance(picture, np.ndarray) else picture
+        layout = "(height, width) or (height, width, channels)"
+        if isinstance(picture, np.ndarray):
+            values = values[..., None] if values.ndim == 2 else values
+            values = values.movedim(-1, 0) if values.ndim == 3 else values
+        else:
+            layout = "(channels, height, width)"
+        if values.dtype != torch.uint8 or values.ndim != 3 or 0 in values.shape:
+            raise UserError(
+                f"given a picture of type {picture.dtype} and shape {tuple(picture.shape)}; "
+                f"needed are uint8 values, 0..255, of shape {layout}."
+            )
+        if values.shape[0] == channels:
+            return values
+        if values.shape[0] not in (1, 3, 4):
+            raise UserError(f"given a picture of {values.shape[0]} channels; {channels}, 1, 3 or 4 can be used.")
+        picture = Image.fromarray(values.movedim(0, -1).squeeze(-1).cpu().numpy())
+    picture = as_rgb(picture)
+    if channels not in (1, 3):
+        raise UserError(f"a picture file has 1 or 3 channels, the network {channels}; give a uint8 tensor instead.")
+    if channels == 1:
+        picture = picture.convert("L")
+    array = np.array(picture)  # (H, W) or (H, W, 3), our own copy
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"preprocessing {name} is {value!r}; give it as a list of numbers.")
+    return tuple(value)
