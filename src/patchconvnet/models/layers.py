@@ -1,0 +1,51 @@
+"""Layers that timm does not have in the needed form. All of them work on channels-last patches (B, h, w, C)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+NormName = Literal["layer", "batch"]
+ActName = Literal["gelu", "gelu_tanh"]
+
+NORM_EPS = 1e-6  # LayerNorm's, in the paper's code and in the Keras example alike
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the last axis of (B, h, w, C); parameters, statistics and options are `nn.BatchNorm2d`'s."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views, no copy
+
+
+def norm_layer(name: NormName, dim: int) -> nn.Module:
+    """The normalisation of (..., C) tensors that `name` stands for."""
+    return nn.LayerNorm(dim, eps=NORM_EPS) if name == "layer" else BatchNorm(dim)
+
+
+def act_layer(name: ActName) -> nn.Module:
+    """Exact GELU (the paper's code), or its tanh approximation (Keras' default today)."""
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): every channel is scaled by what the whole picture shows.
+
+    Mean over the patches, linear C → C·ratio, ReLU, linear back, sigmoid, multiply.
+
+    Args:
+        dim: channels C.
+        ratio: width of the hidden layer as a share of C.
+        bias: whether the two linear layers have biases (the paper: yes, the Keras example: no).
+    """
+
+    def __init__(self, dim: int, ratio: float, bias: bool):
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.reduce = nn.Linear(dim, hidden, bias=bias)
+        self.expand = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        squeezed = patches.mean((1, 2))  # (B, C)
+        scale = self.expand(torch.relu(self.reduce(squeezed))).sigmoid()
+        return patches * scale[:, None, None, :]

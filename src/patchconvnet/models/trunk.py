@@ -1,0 +1,54 @@
+"""The trunk: residual blocks that work on the patches at one resolution (paper, section 3.1 and figure 4)."""
+
+from typing import Literal
+
+from timm.layers import DropPath, LayerScale
+from torch import Tensor, nn
+
+from patchconvnet.models.layers import ActName, NormName, SqueezeExcite, act_layer, norm_layer
+
+ConvName = Literal["depthwise", "dense"]
+
+
+class TrunkBlock(nn.Module):
+    """x + drop_path(γ · F(norm(x))), F = 1×1 conv, GELU, 3×3 conv, GELU, squeeze-and-excitation, 1×1 conv.
+
+    Patches (B, h, w, C) → (B, h, w, C). The 1×1 convolutions are linear layers over the last axis.
+
+    Args:
+        dim: channels C.
+        conv: whether the 3×3 convolution is "depthwise" (the paper) or "dense" (the Keras example).
+        norm: "layer" or "batch" normalisation.
+        act: which GELU.
+        se_ratio, se_bias: see `SqueezeExcite`.
+        layer_scale: initial value of γ, or None for a block without one.
+        drop_path: probability of leaving a picture's branch out in training (stochastic depth).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        conv: ConvName = "depthwise",
+        norm: NormName = "layer",
+        act: ActName = "gelu",
+        se_ratio: float = 0.25,
+        se_bias: bool = True,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.norm = norm_layer(norm, dim)
+        self.conv1 = nn.Linear(dim, dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim if conv == "depthwise" else 1)
+        self.se = SqueezeExcite(dim, se_ratio, se_bias)
+        self.conv3 = nn.Linear(dim, dim)
+        self.act = act_layer(act)
+        self.layer_scale = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.act(self.conv1(self.norm(patches)))
+        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels-last memory
+        x = self.conv3(self.se(self.act(x)))
+        return patches + self.drop_path(self.layer_scale(x))
