@@ -101,6 +101,14 @@ class Preprocessing:
         """Pictures of one shape, (B, C, H, W) uint8 on any device → (B, C, h, w) float32 on the same device."""
         return self.normalise(self.resized(images))
 
+    def canvas(self, picture: Picture) -> Tensor:
+        """One picture → (C, h, w) uint8, resized and not normalised: how pictures of all shapes are kept in memory.
+
+        "crop" keeps the largest centre part here, whatever `crop_ratio`; that cut follows in `batch`.
+        """
+        whole = replace(self, crop_ratio=1.0)
+        return whole.resized(pixels(picture, self.channels)[None])[0].mul_(255).round_().to(torch.uint8)
+
     def resized(self, images: Tensor) -> Tensor:
         """The first half of `batch`: (B, C, H, W) uint8 → (B, C, h, w) float32 in 0..1, not yet normalised."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
@@ -175,12 +183,13 @@ class Preprocessing:
         channels, height, width = cfg.get("input_size", (3, 224, 224))
         modes: dict[str, Resize] = {"center": "crop", "squash": "stretch", "border": "letterbox"}
         resize = modes.get(cfg.get("crop_mode") or "center", "crop")
-        interpolation = cfg.get("interpolation") or "bilinear"
+        interpolations: dict[str, Interpolation] = {"bicubic": "bicubic", "nearest": "nearest"}
+        interpolation = interpolations.get(cfg.get("interpolation") or "", "bilinear")
         return cls(
             size=(height, width),
             resize=resize,
             crop_ratio=(cfg.get("crop_pct") or 0.875) if resize == "crop" else 1.0,
-            interpolation=interpolation if interpolation in get_args(Interpolation) else "bilinear",
+            interpolation=interpolation,
             antialias=interpolation != "nearest",
             mean=tuple(cfg.get("mean") or IMAGENET_MEAN[:channels]),
             std=tuple(cfg.get("std") or IMAGENET_STD[:channels]),
@@ -237,9 +246,8 @@ class Geometry:
         """
         left, top, right, bottom = self.box
         height, width = self.picture
-        like = {"dtype": values.dtype, "device": values.device}
-        rows = ((torch.arange(height, **like) + 0.5) - top) / (bottom - top)  # type: ignore[arg-type]
-        columns = ((torch.arange(width, **like) + 0.5) - left) / (right - left)  # type: ignore[arg-type]
+        rows = ((torch.arange(height, dtype=values.dtype, device=values.device) + 0.5) - top) / (bottom - top)
+        columns = ((torch.arange(width, dtype=values.dtype, device=values.device) + 0.5) - left) / (right - left)
         y, x = torch.meshgrid(rows * 2 - 1, columns * 2 - 1, indexing="ij")
         maps = values.reshape(1, -1, *values.shape[-2:])
         placed = F.grid_sample(maps, torch.stack((x, y), -1)[None], mode, "border", align_corners=False)

@@ -1,0 +1,48 @@
+"""Network inputs in batches, for evaluation and explanation: the same tensors wherever the pictures lie."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.data.splits import Pictures, Split
+
+
+def batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    indices: Tensor | Sequence[int] | None = None,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The pictures of a split, in order.
+
+    Args:
+        split: pictures in memory, which are preprocessed on the device, or files.
+        preprocessing: from picture to network input.
+        batch_size: pictures at a time; the last batch may hold fewer.
+        device: where the tensors go.
+        indices: which pictures, in which order; all by default.
+        workers: processes that read files; 0 reads in this one. Pictures in memory need none.
+
+    Yields:
+        (images (B, C, h, w) float32, labels (B,) int64, indices (B,) int64), all on the device.
+    """
+    chosen = torch.arange(len(split)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+    if isinstance(split, Pictures):
+        for part in chosen.split(batch_size):
+            images = preprocessing.batch(split.images[part].to(device))
+            yield images, split.labels[part].to(device), part.to(device)
+        return
+    loader = DataLoader(
+        Subset(split.tensors(preprocessing), chosen.tolist()),
+        batch_size,
+        num_workers=workers,
+        generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
+    )
+    for images, labels, part in loader:
+        yield images.to(device), labels.to(device), part.to(device)

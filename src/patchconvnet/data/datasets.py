@@ -1,0 +1,118 @@
+"""Data sets by name: `load("cifar10")`, `"cifar100"`, `"digits"`, `"folder:PATH"`."""
+
+import difflib
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from patchconvnet.data.folders import load_folder
+from patchconvnet.data.splits import DataSplits, PictureFiles, Pictures, Split, set_aside_count, stratified_split
+from patchconvnet.errors import UserError
+
+__all__ = ["DataSplits", "PictureFiles", "Pictures", "Split", "load"]
+
+KNOWN = ("cifar10", "cifar100", "digits", "folder:PATH")
+
+
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    validation: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    download: bool = True,
+    show_progress: bool = False,
+) -> DataSplits:
+    """A data set by name.
+
+    Args:
+        name: "cifar10", "cifar100", "digits" (scikit-learn's handwritten digits, 8×8, part of that package) or
+            "folder:PATH" (one folder a class, see `patchconvnet.data.folders`).
+        root: where CIFAR lies, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet. A relative
+            folder:PATH is taken from there too where `root` is given.
+        validation: pictures set aside from the training pictures, as a fraction below 1 or a number; 0 for none. CIFAR
+            gives its last ones (default 10,000, as in the Keras example), digits and folders a stratified choice
+            (default 15 % and 10 %). A folder with a validation folder of its own uses that.
+        test: the same for digits and for folders without train/ or test/; CIFAR has a test set of its own.
+        seed: of the stratified choice.
+        strict: whether a file that is not a readable picture is an error; otherwise it is skipped with a warning.
+        download: whether CIFAR may be downloaded where it is missing.
+        show_progress: whether to draw a progress bar while a folder's pictures are checked.
+
+    Raises:
+        UserError: the name is unknown, the data is not there, or the options don't fit it.
+    """
+    if name.startswith("folder:"):
+        path = Path(root or "", name.removeprefix("folder:")).expanduser()
+        return load_folder(
+            path, validation=validation, test=test, seed=seed, strict=strict, show_progress=show_progress
+        )
+    if name == "digits":
+        return _digits(0.15 if validation is None else validation, 0.15 if test is None else test, seed)
+    if name in ("cifar10", "cifar100"):
+        if test is not None:
+            raise UserError(f"{name} has a test set of its own; leave test away.")
+        return _cifar(name, root, 10_000 if validation is None else validation, download)
+    close = difflib.get_close_matches(name, [known.removesuffix("PATH") for known in KNOWN], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    if os.path.isdir(name):
+        hint = f" Did you mean 'folder:{name}'?"
+    raise UserError(f"unknown dataset {name!r}; known: {', '.join(KNOWN)}.{hint}")
+
+
+def default_root() -> Path:
+    """Where downloaded data is kept: $PATCHCONVNET_DATA, or ~/.cache/patchconvnet."""
+    return Path(os.environ.get("PATCHCONVNET_DATA") or "~/.cache/patchconvnet").expanduser()
+
+
+def _cifar(name: str, root: str | os.PathLike[str] | None, validation: float, download: bool) -> DataSplits:
+    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = Path(root).expanduser() if root else default_root()
+    if folder.name == reader.base_folder:
+        folder = folder.parent
+    try:
+        training, testing = (reader(folder, train=train, download=download and train) for train in (True, False))
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        reason = f"could not be downloaded ({error})" if download else "is missing or damaged there"
+        raise UserError(
+            f"{name} {reason}: {folder} must hold the folder {reader.base_folder}. Say where it lies with root, or put "
+            f"the unpacked {reader.url} there."
+        ) from error
+    class_names = list(training.classes)
+    pictures, test = (
+        Pictures(
+            torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
+            torch.tensor(part.targets),
+            class_names,
+        )
+        for part in (training, testing)
+    )
+    kept = len(pictures) - set_aside_count(validation, len(pictures), "validation")
+    return DataSplits(
+        name=name,
+        class_names=class_names,
+        train=pictures.subset(slice(kept)),
+        validation=pictures.subset(slice(kept, None)) if kept < len(pictures) else None,
+        test=test,
+    )
+
+
+def _digits(validation: float, test: float, seed: int) -> DataSplits:
+    from sklearn.datasets import load_digits  # takes a second to import, which nothing else here needs
+
+    bunch = load_digits()
+    values = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)  # 0..16 → 0..255
+    class_names = [str(digit) for digit in bunch.target_names]
+    pictures = Pictures(values[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target).to(torch.int64), class_names)
+    counts = [
+        set_aside_count(share, len(pictures), what) for share, what in ((validation, "validation"), (test, "test"))
+    ]
+    chosen = stratified_split(pictures.labels, counts, seed)
+    for_validation, for_test, for_training = (pictures.subset(part) if len(part) else None for part in chosen)
+    return DataSplits("digits", class_names, for_training, for_validation, for_test)

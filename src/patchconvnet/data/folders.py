@@ -1,0 +1,203 @@
+"""A folder of pictures as a data set: one folder a class, whole or under train/, val/ and test/.
+
+    PATH/cat/…, PATH/dog/…                      one tree: a seeded stratified choice becomes validation and test
+    PATH/train/cat/…, PATH/val/cat/…, PATH/test/cat/…   splits of its own
+
+Pictures may lie in folders below a class's folder. Hidden files and operating systems' leftovers are passed over.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+from patchconvnet.data.splits import DataSplits, PictureFiles, SplitName, set_aside_count, stratified_split
+from patchconvnet.errors import UserError
+
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+    + (".jp2", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+SPLIT_FOLDERS: dict[str, SplitName] = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information"))
+DEFAULT_SHARE = 0.1  # of a tree's pictures, for validation and for test each
+
+
+def load_folder(
+    path: Path,
+    *,
+    validation: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    show_progress: bool = False,
+) -> DataSplits:
+    """The pictures under `path`, each checked once for being readable.
+
+    Args: see `patchconvnet.data.datasets.load`.
+
+    Raises:
+        UserError: there is no such folder, it holds no class folders or only one, a class is without pictures, val/ or
+            test/ has a class that train/ has not, a share is asked for that does not fit, or, if `strict`, a picture is
+            unreadable.
+    """
+    if not path.exists():
+        raise UserError(f"there is no folder {path}; give folder:PATH with one folder a class in it.")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; give folder:PATH with one folder a class in it.")
+    trees = _split_folders(path)
+    class_names = _class_names(trees.get("train") or next(iter(trees.values()))) if trees else _class_names(path)
+    found = {split: _find(tree, class_names) for split, tree in (trees or {"all": path}).items()}
+    found, skipped = _readable(found, path, strict, show_progress)
+    if not trees:
+        return _split_tree(path, found["all"], skipped, validation, test, seed)
+
+    if test is not None:
+        raise UserError(f"{path} has splits of its own ({', '.join(trees)}); leave test away.")
+    if "validation" in found and validation is not None:
+        raise UserError(f"{path} has a validation folder of its own; leave validation away.")
+    if "train" in found and "validation" not in found:
+        count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
+        if count:
+            chosen, rest = stratified_split(found["train"].labels, [count], seed)
+            found["validation"], found["train"] = found["train"].subset(chosen), found["train"].subset(rest)
+    return DataSplits(
+        name=f"folder:{path}",
+        class_names=class_names,
+        train=found.get("train"),
+        validation=found.get("validation"),
+        test=found.get("test"),
+        skipped=skipped,
+    )
+
+
+def _split_tree(
+    path: Path,
+    files: PictureFiles,
+    skipped: tuple[Path, ...],
+    validation: float | None,
+    test: float | None,
+    seed: int,
+) -> DataSplits:
+    shares = {"validation": validation, "test": test}
+    counts = [
+        set_aside_count(DEFAULT_SHARE if share is None else share, len(files), what) for what, share in shares.items()
+    ]
+    chosen = stratified_split(files.labels, counts, seed)
+    for_validation, for_test, for_training = (files.subset(part) if len(part) else None for part in chosen)
+    return DataSplits(f"folder:{path}", files.class_names, for_training, for_validation, for_test, skipped)
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_junk(entry.name))
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    """The train, validation and test folders of `path`; empty where its folders are classes."""
+    folders = _folders(path)
+    trees: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_FOLDERS.get(folder.name.lower())
+        if split is None:
+            continue
+        if split in trees:
+            raise UserError(f"{path} has two {split} folders, {trees[split].name} and {folder.name}; keep one.")
+        trees[split] = folder
+    # Without train/ beside them, folders called "test" or "val" among others are classes like those.
+    return trees if "train" in trees or len(trees) == len(folders) else {}
+
+
+def _class_names(path: Path) -> list[str]:
+    names = [folder.name for folder in _folders(path)]
+    if not names:
+        raise UserError(f"{path} holds no class folders; put the pictures of each class into a folder of its name.")
+    if len(names) == 1:
+        raise UserError(f"{path} holds one class folder only, {names[0]!r}; a classifier needs at least two.")
+    return names
+
+
+def _find(path: Path, class_names: list[str]) -> PictureFiles:
+    """All files under a tree's class folders that are pictures by their name."""
+    folders = _folders(path)
+    unknown = [folder.name for folder in folders if folder.name not in class_names]
+    if unknown:
+        raise UserError(f"{path} has classes that the training folder has not: {', '.join(unknown[:5])}.")
+    paths: list[Path] = []
+    labels: list[int] = []
+    empty = []
+    for folder in folders:
+        pictures = sorted(_pictures_below(folder))
+        if not pictures:
+            empty.append(folder.name)
+        paths += pictures
+        labels += [class_names.index(folder.name)] * len(pictures)
+    if empty:
+        raise UserError(f"no pictures in class folder {', '.join(empty[:5])} of {path}; fill or remove it.")
+    return PictureFiles(paths, torch.tensor(labels, dtype=torch.int64), class_names)
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        for name in files:
+            if not _is_junk(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _readable(
+    found: dict[str, PictureFiles], root: Path, strict: bool, show_progress: bool
+) -> tuple[dict[str, PictureFiles], tuple[Path, ...]]:
+    """Leave out the unreadable files, with one warning for all of them, or one error where `strict`."""
+    paths = [path for files in found.values() for path in files.paths]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes outside of Python's lock
+        checks = track(
+            pool.map(_is_readable, paths), "Checking pictures", len(paths), disable=not show_progress, transient=True
+        )
+        readable = dict(zip(paths, checks, strict=True))
+    skipped = tuple(path for path in paths if not readable[path])
+    if not skipped:
+        return found, ()
+
+    names = ", ".join(str(path.relative_to(root)) for path in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+    message = f"{len(skipped)} of {len(paths)} files in {root} are not readable pictures: {names}"
+    if strict:
+        raise UserError(f"{message}; mend or remove them, or read without strict to skip them.")
+    warnings.warn(f"{message}; skipped.", stacklevel=4)
+    kept = {
+        split: files.subset([index for index, path in enumerate(files.paths) if readable[path]])
+        for split, files in found.items()
+    }
+    for split, files in found.items():
+        lost = set(files.labels.tolist()) - set(kept[split].labels.tolist())
+        if lost:
+            names = ", ".join(files.class_names[label] for label in sorted(lost)[:5])
+            raise UserError(f"no readable pictures are left in class folder {names} of {root}; {message}.")
+    return kept, skipped
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether the whole of a file can be decoded; a JPEG at an eighth of its size, which finds cut files as well."""
+    try:
+        with Image.open(path) as picture:
+            picture.draft(None, (picture.width // 8, picture.height // 8))
+            picture.load()
+    except MemoryError:
+        raise
+    except Exception:  # PIL's readers answer broken files with errors of many types
+        return False
+    return True

@@ -1,0 +1,222 @@
+"""Labelled pictures: in memory (`Pictures`), as files (`PictureFiles`), and the splits of a data set (`DataSplits`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from patchconvnet.data.preprocessing import Preprocessing, as_rgb, read_picture
+from patchconvnet.errors import UserError
+
+Indices = Tensor | Sequence[int] | slice
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures of one shape, held in memory.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.picture(index), int(self.labels[index])
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index` as RGB."""
+        return as_rgb(Image.fromarray(self.images[index].movedim(0, -1).squeeze(-1).cpu().numpy()))
+
+    def subset(self, indices: Indices) -> Self:
+        """The pictures at `indices`, in that order."""
+        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles:
+    """Pictures of any shape and kind, read from their files when they are asked for.
+
+    Args:
+        paths: one file a picture.
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+    """
+
+    paths: list[Path]
+    labels: Tensor
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.picture(index), int(self.labels[index])
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index` as RGB, read from its file.
+
+        Raises:
+            UserError: the file is gone or has become unreadable.
+        """
+        return read_picture(self.paths[index])
+
+    def subset(self, indices: Indices) -> Self:
+        """The pictures at `indices`, in that order."""
+        chosen = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
+        chosen = chosen.to(torch.int64)
+        return replace(self, paths=[self.paths[index] for index in chosen.tolist()], labels=self.labels[chosen])
+
+    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> "PictureTensors":
+        """The same pictures as a torch data set of (transform(picture), label, index), for a `DataLoader`."""
+        return PictureTensors(self, transform)
+
+    def fits_in_memory(self, canvas: tuple[int, int], limit_bytes: int, channels: int = 3) -> bool:
+        """Whether `to_memory` with this canvas (height, width) stays within `limit_bytes`."""
+        return len(self) * channels * canvas[0] * canvas[1] <= limit_bytes
+
+    def to_memory(
+        self, preprocessing: Preprocessing, *, batch_size: int = 64, workers: int = 0, show_progress: bool = False
+    ) -> Pictures:
+        """Read every picture once and keep it as uint8 pixels of one size, for training from memory.
+
+        Args:
+            preprocessing: says how a picture gets to the common size, see `Preprocessing.canvas`; use `with_size` for a
+                canvas larger than the network input.
+            batch_size: pictures read at a time by one worker.
+            workers: processes that read; 0 reads in this one.
+            show_progress: whether to draw a progress bar.
+
+        Returns:
+            N pictures of `preprocessing.size`.
+        """
+        images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
+        loader = DataLoader(
+            self.tensors(preprocessing.canvas),
+            batch_size,
+            num_workers=workers,
+            generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
+        )
+        for batch, _, indices in track(loader, "Reading pictures", disable=not show_progress, transient=True):
+            images[indices] = batch
+        return Pictures(images, self.labels, self.class_names)
+
+
+class PictureTensors(Dataset[tuple[Tensor, int, int]]):
+    """Picture files as (tensor, label, index); made by `PictureFiles.tensors`."""
+
+    def __init__(self, files: PictureFiles, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        picture, label = self.files[index]
+        return self.transform(picture), label, index
+
+
+Split = Pictures | PictureFiles
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A data set: its splits, where it has them, under one list of classes.
+
+    Args:
+        name: the name it was loaded by.
+        class_names: one name a class.
+        train, validation, test: the splits; None where there is none.
+        skipped: files that were left out because they are not readable pictures.
+    """
+
+    name: str
+    class_names: list[str]
+    train: Split | None = None
+    validation: Split | None = None
+    test: Split | None = None
+    skipped: tuple[Path, ...] = ()
+
+    def require(self, split: SplitName) -> Split:
+        """The split of that name.
+
+        Raises:
+            UserError: the data set has none, or the name is not that of a split.
+        """
+        known = {"train": self.train, "validation": self.validation, "test": self.test}
+        if split not in known:
+            raise UserError(f"unknown split {split!r}; known: {', '.join(known)}.")
+        pictures = known[split]
+        if pictures is None:
+            present = ", ".join(name for name, value in known.items() if value is not None)
+            raise UserError(f"data set {self.name!r} has no {split} split; it has: {present}.")
+        return pictures
+
+
+def set_aside_count(share: float, total: int, what: str) -> int:
+    """How many of `total` pictures a share means: a fraction below 1, a number of pictures from 1 on, 0 for none.
+
+    Raises:
+        UserError: negative, a broken number, or no picture would be left over.
+    """
+    if share < 0 or (share >= 1 and share != int(share)):
+        raise UserError(f"{what} is {share}; give a fraction below 1, a whole number of pictures, or 0 for none.")
+    count = int(share) if share >= 1 else round(share * total)
+    if 0 < share < 1:
+        count = max(count, 1)
+    if count >= total and count > 0:
+        raise UserError(f"{what} is {share}, which takes {count} of {total} pictures; leave some to train on.")
+    return count
+
+
+def stratified_split(labels: Tensor, counts: Sequence[int], seed: int) -> list[Tensor]:
+    """Split pictures at random so that each part has the classes in the proportions of the whole.
+
+    Args:
+        labels: (N,) int64.
+        counts: pictures of each part that is set aside; every class keeps at least one picture in the remainder.
+        seed: the same seed gives the same parts.
+
+    Returns:
+        One index tensor a part, in the order of `counts`, and then the remainder; each sorted.
+
+    Raises:
+        UserError: the classes are too small for that many pictures.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    remaining = [order[labels[order] == label] for label in labels.unique()]
+    sizes = torch.tensor([len(members) for members in remaining], dtype=torch.float64)
+    parts = []
+    for count in counts:
+        exact = count * sizes / sizes.sum()
+        taken = torch.tensor([len(members) - 1 for members in remaining]).minimum(exact.long())
+        # The pictures lost to rounding down go to the classes that lost most (largest remainder).
+        for index in (exact - taken).argsort(descending=True, stable=True).tolist() * 2:
+            if taken.sum() < count and taken[index] < len(remaining[index]) - 1:
+                taken[index] += 1
+        if taken.sum() < count:
+            raise UserError(
+                f"{count} pictures cannot be set aside from {len(labels)} in {len(sizes)} classes, "
+                "since each class must keep one to train on; ask for fewer."
+            )
+        pairs = list(zip(remaining, taken.tolist(), strict=True))
+        parts.append(torch.cat([members[:number] for members, number in pairs]).sort().values)
+        remaining = [members[number:] for members, number in pairs]
+    return [*parts, torch.cat(remaining).sort().values]
