@@ -19,10 +19,8 @@ from rich.progress import track
 from patchconvnet.data.splits import DataSplits, PictureFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
-PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
-    + (".jp2", ".ppm", ".pgm", ".pbm", ".pnm")
-)
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
+PICTURE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
     "val": "validation",
