@@ -1,4 +1,4 @@
-"""The network against numbers that other people's code printed: the paper's (PyTorch) and the Keras example's (TensorFlow).
+"""The network against what other people's code computed: the paper's (PyTorch) and the Keras example's (TensorFlow).
 
 `fixtures/golden_official.json` and `golden_seed.json` say which code, versions and sizes.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from patchconvnet import PatchConvNet
-from patchconvnet.models.weights import convert_keras, convert_official
+from patchconvnet.models.checkpoints import convert_keras, convert_official
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 1e-5  # absolute, on logits, activations and attention

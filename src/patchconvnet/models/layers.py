@@ -12,7 +12,7 @@ NORM_EPS = 1e-6  # LayerNorm's, in the paper's code and in the Keras example ali
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the last axis of (B, h, w, C); parameters, statistics and options are `nn.BatchNorm2d`'s."""
+    """Batch normalisation over the last axis of (B, h, w, C), otherwise `nn.BatchNorm2d`."""
 
     def forward(self, patches: Tensor) -> Tensor:
         return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views, no copy
@@ -29,7 +29,7 @@ def act_layer(name: ActName) -> nn.Module:
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): every channel is scaled by what the whole picture shows.
+    """Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): channels scaled by what the whole picture shows.
 
     Mean over the patches, linear C → C·ratio, ReLU, linear back, sigmoid, multiply.
 

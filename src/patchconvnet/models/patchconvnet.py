@@ -1,14 +1,17 @@
 """PatchConvNet: convolutional stem → residual trunk at one resolution → attention-based aggregation → classifier.
 
 Source: "Augmenting convolutional networks with attention-based aggregation", Touvron et al. 2021, arXiv 2112.13692, and
-"Augmenting convnets with aggregated attention", A. R. Gosthipaty, keras.io 2022. One network; `PatchConvNetConfig` says which.
+"Augmenting convnets with aggregated attention", A. R. Gosthipaty, keras.io 2022. `PatchConvNetConfig` says which.
 """
 
+import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from urllib.error import URLError
 
 import torch
+import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -16,7 +19,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.models import weights
+from patchconvnet.models import checkpoints, weights
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.pooling import (
     AdditivePooling,
@@ -72,13 +75,33 @@ class PatchConvNetConfig:
     drop_path_rate: float = 0.0
     init: Literal["paper", "keras"] = "paper"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stem_divisors", tuple(self.stem_divisors))  # a list, as JSON brings it
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if (allowed := get_args(hint)) and isinstance(allowed[0], str) and value not in allowed:
+                raise UserError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
+        for name, least in {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
+        if self.embed_dim % max(self.stem_divisors):
+            raise UserError(
+                f"embed_dim {self.embed_dim} must be a multiple of {max(self.stem_divisors)}, the stem's largest"
+            )
+        if int(self.embed_dim * self.se_ratio) < 1:
+            raise UserError(f"se_ratio {self.se_ratio} leaves nothing of {self.embed_dim} channels")
+
 
 class Output(NamedTuple):
     """What the network says and why.
 
     logits: (B, K).
     attention: (B, Q, h, w), softmax weights over the patches; Q = 1, or K where every class has its own query.
-    evidence: (B, K, h, w), each patch's signed share of each logit, summing to the logit less its bias; None unless asked.
+    evidence: (B, K, h, w), each patch's signed share of each logit, which sum to the logit less its bias, or None.
     """
 
     logits: Tensor
@@ -99,14 +122,16 @@ class PatchConvNet(nn.Module):
         UserError: for an option that does not exist, or a value that the network can't have.
     """
 
+    kind = "patchconvnet"  # in a model folder's config.json
+    pretrained_cfg: dict[str, Any]  # set by timm
+
     def __init__(self, config: PatchConvNetConfig | None = None, **options: Any):
         super().__init__()
         known = [f.name for f in fields(PatchConvNetConfig)]
         if unknown := sorted(set(options) - set(known)):
-            raise UserError(f"unknown option {unknown[0]!r} for a PatchConvNet; known: {', '.join(known)}")
+            close = difflib.get_close_matches(unknown[0], known)
+            raise UserError(f"unknown option {unknown[0]!r} for a PatchConvNet; known: {', '.join(close or known)}")
         self.config = c = PatchConvNetConfig(**{**(asdict(config) if config else {}), **options})
-        if c.embed_dim % max(c.stem_divisors):
-            raise UserError(f"embed_dim {c.embed_dim} must be a multiple of {max(c.stem_divisors)}, the stem's narrowest divisor")
         self.num_classes = c.num_classes
         self.in_chans = c.in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = c.embed_dim
@@ -159,10 +184,8 @@ class PatchConvNet(nn.Module):
             self.pooling = AdditivePooling(c.embed_dim, per_class, norm=c.norm, **drops)
         elif c.pooling == "average":
             self.pooling = AveragePooling(c.embed_dim, norm=c.norm, drop=c.drop_rate)
-        elif c.pooling == "none":
-            self.pooling = nn.Identity()
         else:
-            raise UserError(f"unknown pooling {c.pooling!r}; known: {', '.join(PoolingName.__args__)}")
+            self.pooling = nn.Identity()
         self.class_wise: bool = per_class is not None
         self.head: nn.Module
         if not self.num_classes or c.pooling == "none":
@@ -187,7 +210,7 @@ class PatchConvNet(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Patches (B, C, h, w) → logits (B, K), or with `pre_logits` the pooled vector (B, C).
 
-        Where every class has a vector of its own, `pre_logits` gives their mean. With pooling "none" the patches come back.
+        Where every class has a vector of its own, `pre_logits` gives their mean. Pooling "none" returns the patches.
         """
         if self.config.pooling == "none":
             return features
@@ -211,7 +234,7 @@ class PatchConvNet(nn.Module):
         if not (return_attention or return_evidence):
             return self.forward_head(features)
         if self.config.pooling == "none":
-            raise UserError("this network has no pooling (pooling 'none'), so there is no attention and no evidence to return")
+            raise UserError("this network has no pooling, so there is no attention and no evidence to return")
         pooled: Pooled = self.pooling(features.permute(0, 2, 3, 1))
         evidence = self._evidence(pooled) if return_evidence else None
         return Output(self.head(pooled.vector), pooled.attention, evidence)
@@ -222,7 +245,7 @@ class PatchConvNet(nn.Module):
                 f"evidence is exact only for pooling 'additive', 'additive_multi' or 'average' with a classifier; "
                 f"this network has pooling {self.config.pooling!r} and {self.num_classes} classes"
             )
-        shares = pooled.values @ self.head.weight.mT  # (B, h, w, K): each patch's own logits
+        shares = F.linear(pooled.values, self.get_parameter("head.weight"))  # (B, h, w, K): each patch's own logits
         return shares.permute(0, 3, 1, 2) * pooled.attention
 
     def _embed(self, image: Tensor) -> Tensor:
@@ -271,15 +294,15 @@ class PatchConvNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for `num_classes` classes (0: none), with fresh class tokens where every class has its own.
+        """A fresh classifier for `num_classes` classes (0: none), with fresh class tokens where each class has its own.
 
         Args:
-            global_pool: a pooling of `PatchConvNetConfig` to change to ("" means "none", "avg" means "average"), or None
-                to keep the present one.
+            global_pool: a pooling of `PatchConvNetConfig` to change to ("" means "none", "avg" means "average"), or
+                None to keep the present one.
         """
         pooling = self.config.pooling if global_pool is None else _POOLING_ALIASES.get(global_pool, global_pool)
         keep = self.pooling if pooling == self.config.pooling and not self.class_wise else None
-        self.config = replace(self.config, num_classes=num_classes, pooling=pooling)
+        self.config = replace(self.config, num_classes=num_classes, pooling=pooling)  # type: ignore[arg-type]
         self.num_classes = num_classes
         like = next(self.stem.parameters())
         self._build_head()
@@ -303,17 +326,19 @@ class PatchConvNet(nn.Module):
 
     # Reading and writing
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
         """Write the model folder: `config.json` and `model.safetensors` (see `weights.write_model_folder`)."""
-        architecture = {"kind": "patchconvnet", **asdict(self.config)}
-        return weights.write_model_folder(Path(folder), architecture, self.metadata, self.state_dict())
+        architecture = {"kind": self.kind, **asdict(self.config)}
+        return weights.write_model_folder(Path(folder), architecture, self.metadata, self.state_dict(), dtype)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "PatchConvNet":
-        """A trained network from a model folder, a hub id (`owner/name`) or a published tag (`patchconvnet_s60.fb_in1k`).
+        """A trained network in evaluation mode; see `weights.load_pretrained`.
 
         Args:
-            options: `PatchConvNetConfig` fields that do not change the weights, such as `drop_path_rate`.
+            source: a model folder, a hub id (`owner/name`) or a published tag (`patchconvnet_s60.fb_in1k`).
+            options: fields of `PatchConvNetConfig` to change, such as `drop_path_rate`; another `num_classes` gets a
+                fresh classifier.
 
         Raises:
             UserError: in one sentence, when there is no such model, or its config and weights disagree.
@@ -321,8 +346,12 @@ class PatchConvNet(nn.Module):
         return weights.load_pretrained(cls, source, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the model folder to the Hugging Face hub; returns its address. Options go to `HfApi.create_repo`."""
-        return weights.push_to_hub(self, repo_id, **options)
+        """Upload the model folder to the Hugging Face hub; returns its address (see `weights.push_to_hub`)."""
+        return weights.push_to_hub(self.save_pretrained, repo_id, **options)
+
+    def depends_on_classes(self, key: str) -> bool:
+        """Whether the state dict's entry `key` changes shape with the number of classes."""
+        return key.startswith("head.") or (self.class_wise and key in self.no_weight_decay())
 
 
 _POOLING_ALIASES = {"": "none", "avg": "average"}  # timm's words
@@ -361,14 +390,20 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
         del options["global_pool"]
     depth = options.get("depth", sizes["depth"])
     out_indices = options.pop("out_indices", tuple(sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1})))
-    return build_model_with_cfg(
-        PatchConvNet,
-        variant,
-        pretrained,
-        pretrained_filter_fn=weights.filter_checkpoint,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **{**sizes, **options},
-    )
+    try:
+        model: Any = build_model_with_cfg(
+            PatchConvNet,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoints.filter_checkpoint,
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            **{**sizes, **options},
+        )
+    except URLError as error:
+        raise UserError(f"cannot download the published weights of {variant}: {error}") from error
+    if pretrained and isinstance(model, PatchConvNet):
+        model.metadata = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
+    return model
 
 
 def _cfg(file: str = "", size: int = 224, crop_pct: float = 0.9, **kwargs: Any) -> dict[str, Any]:
@@ -422,9 +457,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 _KERAS: dict[str, Any] = {
-    "embed_dim": 256, "depth": 2, "stem_divisors": (2, 1), "stem_bias": True, "stem_padding": "same", "stem_last_act": True,
-    "conv": "dense", "act": "gelu_tanh", "se_ratio": 1 / 8, "se_bias": False, "layer_scale": None, "pooling": "keras",
-    "num_classes": 10, "drop_rate": 0.2, "attn_drop_rate": 0.2, "init": "keras",
+    "embed_dim": 256, "depth": 2, "stem_divisors": (2, 1), "stem_bias": True, "stem_padding": "same",
+    "stem_last_act": True, "conv": "dense", "act": "gelu_tanh", "se_ratio": 1 / 8, "se_bias": False,
+    "layer_scale": None, "pooling": "keras", "num_classes": 10, "drop_rate": 0.2, "attn_drop_rate": 0.2,
+    "init": "keras",
 }  # fmt: skip
 
 # Our own members for pictures of about 32 pixels: patches of 4 × 4, dense 3×3 convolutions, batch norm, exact evidence
@@ -497,4 +533,6 @@ def patchconvnet_l120(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 @register_model
 def patchconvnet_s60_multi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
     """The paper's S60 with a class token per class."""
-    return _create("patchconvnet_s60_multi", pretrained, kwargs, embed_dim=384, depth=60, pooling="class_attention_multi")
+    return _create(
+        "patchconvnet_s60_multi", pretrained, kwargs, embed_dim=384, depth=60, pooling="class_attention_multi"
+    )

@@ -4,7 +4,7 @@ Every head here takes patches (B, h, w, C) and returns `Pooled`. The class token
 queries are too: the score of a patch is one dot product, t·(W_kᵀq)/√C, and values are projected after pooling,
 Σ aᵢ·W_v·tᵢ = W_v·Σ aᵢ·tᵢ. Keys and values over the patches are never made (docs/architecture.md has the algebra).
 
-Source: Touvron et al. 2021, arXiv 2112.13692, section 3.2 and "Augmenting convnets with aggregated attention", keras.io.
+Source: Touvron et al. 2021, arXiv 2112.13692, section 3.2; "Augmenting convnets with aggregated attention", keras.io.
 """
 
 import math
@@ -185,8 +185,8 @@ class AdditivePooling(nn.Module):
     """Attention pooling that stays linear after the softmax, so each patch's share of a class's logit is exact.
 
     Patches are normalised, t = norm(x); query q weighs them, a = softmax(t·q/√C); the vector is Σ aᵢ·tᵢ. With a linear
-    classifier, logit_k = b_k + Σᵢ aᵢ·⟨w_k, tᵢ⟩. A key projection would only multiply q, and a value projection only w_k,
-    so there is neither. Queries start at zero: on the first day this is global average pooling.
+    classifier, logit_k = b_k + Σᵢ aᵢ·⟨w_k, tᵢ⟩. A key projection would only multiply q, a value projection only w_k, so
+    there is neither. Queries start at zero: on the first day this is global average pooling.
 
     Args:
         dim: channels C.

@@ -1,6 +1,7 @@
 """The convolutional stem: an image becomes a grid of patches (paper, section 3.1; Keras example, "Stem block")."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ class ConvStem(nn.Module):
 
     Args:
         in_chans: channels of the image.
-        channels: output channels of each convolution; every one halves the resolution, so the patch size is 2^len(channels).
+        channels: output channels of each convolution; each halves the resolution: the patch size is 2^len(channels).
         bias: whether the convolutions have biases.
         padding: "symmetric" pads one pixel on each side; "same" is TensorFlow's rule, which at stride 2 pads an even
             length by 0 before and 1 after. Both give ⌈H/patch⌉ × ⌈W/patch⌉ patches.
@@ -43,7 +44,7 @@ class ConvStem(nn.Module):
         widths = [in_chans, *channels]
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride=2, padding=1 if padding == "symmetric" else 0, bias=bias)
-            for i, o in zip(widths, widths[1:], strict=False)
+            for i, o in pairwise(widths)
         )
 
     def forward(self, image: Tensor) -> Tensor:

@@ -1,20 +1,23 @@
-"""Reading and writing weights: the model folder, the paper's published checkpoints, the Keras example's weights.
+"""The model folder: `config.json` (architecture, class names, preprocessing, provenance, metrics), `model.safetensors`.
 
-A model folder is `config.json` (architecture, class names, preprocessing, provenance, metrics) and `model.safetensors`.
-Nothing here imports the network: it arrives as an argument.
+Writing one, reading one, publishing one, and finding one by its path, its hub id or a published tag. Nothing here
+imports the network: it arrives as an argument.
 """
 
+import difflib
 import json
 import os
-import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
+import timm
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +30,7 @@ StateDict = dict[str, Tensor]
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -34,7 +38,7 @@ class Metadata:
     """What a trained model knows besides its weights; all of it travels in the model folder's `config.json`.
 
     class_names: one per logit, in order.
-    preprocessing: fields of `patchconvnet.data.Preprocessing`.
+    preprocessing: fields of `patchconvnet.data.preprocessing.Preprocessing`.
     provenance: how it came to be: recipe, data, package version, date.
     metrics: what it reached, by name.
     """
@@ -45,37 +49,49 @@ class Metadata:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-# The model folder
+# Writing and reading
 
 
-def write_model_folder(folder: Path, architecture: dict[str, Any], metadata: Metadata, state: Mapping[str, Tensor]) -> Path:
+def write_model_folder(
+    folder: Path, architecture: dict[str, Any], metadata: Metadata, state: Mapping[str, Tensor], dtype: str = "float32"
+) -> Path:
     """Write `config.json` and `model.safetensors` into `folder`, each aside first and then renamed.
 
     Args:
+        folder: made when it does not exist; its other files stay.
         architecture: what rebuilds the network: `kind` and its configuration.
-        state: the state dict, saved in its own dtypes.
+        state: the state dict.
+        dtype: "float32", or "float16" or "bfloat16" for half the size. Vectors (biases, norms, layer scales,
+            statistics) are float32 always: they are small, and a layer scale of 1e-6 is lost in float16.
 
     Raises:
-        UserError: when the folder cannot be written; files that were there are still whole then.
+        UserError: when the folder cannot be written (files that were there are still whole then), or for another dtype.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"weights cannot be saved as {dtype!r}; known: {', '.join(DTYPES)}")
+    stored = {
+        name: value.to(DTYPES[dtype] if value.ndim > 1 else torch.float32) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
     config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **asdict(metadata)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace_file(folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in state.items()}, path))
+        _replace_file(
+            folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path)
+        )
         _replace_file(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return folder
 
 
-def _replace_file(target: Path, write: Any) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+def _replace_file(target: Path, write: Callable[[Path], Any]) -> None:
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        write(Path(name))
-        Path(name).replace(target)
+        write(aside)
+        aside.replace(target)
     finally:
-        Path(name).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict]:
@@ -91,10 +107,11 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict
         config = json.loads((folder / CONFIG_FILE).read_text())
         architecture = dict(config["architecture"])
         metadata = Metadata(**{f.name: config[f.name] for f in fields(Metadata) if f.name in config})
-    except (ValueError, KeyError, TypeError) as error:
+        file_format = int(config.get("format", FORMAT))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged or not a patchconvnet config: {error}") from error
-    if config.get("format", FORMAT) > FORMAT:
-        raise UserError(f"{folder} was written by a newer patchconvnet (format {config['format']}); update the package")
+    if file_format > FORMAT:
+        raise UserError(f"{folder} was written by a newer patchconvnet (format {file_format}); update the package")
     try:
         state = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
@@ -102,105 +119,166 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict
     return architecture, metadata, state
 
 
-# The paper's published checkpoints
-
-# official key → ours; the reverse reading is only needed to name a missing key as its author did
-_OFFICIAL_KEYS = [
-    (r"cls_token", "pooling.class_token"),
-    (r"patch_embed\.proj\.(\d+)\.0\.weight", lambda m: f"stem.convs.{int(m[1]) // 2}.weight"),
-    (r"blocks\.(\d+)\.gamma_1", r"trunk.\1.layer_scale.gamma"),
-    (r"blocks\.(\d+)\.norm1\.(\w+)", r"trunk.\1.norm.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv_pos\.0\.(\w+)", r"trunk.\1.conv1.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv_pos\.2\.(\w+)", r"trunk.\1.conv2.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv_pos\.4\.conv_(reduce|expand)\.(\w+)", r"trunk.\1.se.\2.\3"),
-    (r"blocks\.(\d+)\.attn\.qkv_pos\.5\.(\w+)", r"trunk.\1.conv3.\2"),
-    (r"blocks_token_only\.0\.gamma_([12])", r"pooling.layer_scale\1.gamma"),
-    (r"blocks_token_only\.0\.(norm[12]|attn\.\w+|mlp\.fc[12])\.(\w+)", r"pooling.\1.\2"),
-    (r"norm\.(\w+)", r"pooling.norm.\1"),
-    (r"head\.(weight|bias)", r"head.\1"),
-]
+# Loading
 
 
-def convert_official(checkpoint: Mapping[str, Any]) -> StateDict:
-    """A published checkpoint of the paper under this package's names.
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], origin: str, name: Callable[[str], str] = lambda key: key
+) -> None:
+    """Load a state dict into the network, in the network's own dtype, with every entry accounted for.
 
     Args:
-        checkpoint: the state dict itself, or a dict that holds it under "model".
+        origin: where the weights come from, for the message.
+        name: what the author of the weights calls an entry of ours.
+
+    Raises:
+        UserError: naming an entry that is missing, unexpected or of another shape.
+    """
+    check_state(model, state, origin, name)
+    model.load_state_dict(state)
+
+
+def check_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    origin: str,
+    name: Callable[[str], str] = lambda key: key,
+    any_shape: Collection[str] = (),
+) -> None:
+    """The check in `load_state` alone; entries in `any_shape` need only be there."""
+    expected = model.state_dict()
+    missing = [name(key) for key in expected if key not in state]
+    unexpected = [name(key) for key in state if key not in expected]
+    misshaped = [
+        f"{name(key)!r} of shape {tuple(state[key].shape)} where the network has {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and key not in any_shape and state[key].shape != value.shape
+    ]
+    faults = []
+    if missing:
+        faults.append(f"lacks {missing[0]!r}{_and_more(missing)}")
+    if unexpected:
+        faults.append(f"has {unexpected[0]!r}{_and_more(unexpected)}, which the network does not know")
+    if misshaped:
+        faults.append(f"has {misshaped[0]}{_and_more(misshaped)}")
+    if faults:
+        raise UserError(f"{origin} does not fit the network: it {', '.join(faults)}")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def load_pretrained(cls: type[ModelT], source: str | Path, **options: Any) -> ModelT:
+    """A trained network, ready to use (in evaluation mode, float32), from any place that models live in.
+
+    Args:
+        cls: the network's class; `cls.kind` is its name in `config.json`, `cls(**architecture)` builds it.
+        source: a model folder, a hub id (`owner/name`, `owner/name@revision`) or a published tag such as
+            `patchconvnet_s60.fb_in1k`. A folder goes first.
+        options: configuration fields to change, such as `drop_path_rate`. Another `num_classes` gets a fresh
+            classifier, with fresh class tokens or queries where there is one a class, and no class names.
+
+    Raises:
+        UserError: in one sentence, when there is no such model, or its config and weights disagree.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _from_folder(cls, folder, str(source), options)
+    if isinstance(source, str) and source.count("/") == 1 and not source.startswith(("/", ".", "~")):
+        return _from_folder(cls, _download(source), source, options)
+    if "/" in str(source) or isinstance(source, Path):
+        raise UserError(f"there is no model folder {source}")
+    return _from_tag(source, options)
+
+
+def _from_folder(cls: type[ModelT], folder: Path, origin: str, options: dict[str, Any]) -> ModelT:
+    architecture, metadata, state = read_model_folder(folder)
+    kind, known = architecture.pop("kind", None), getattr(cls, "kind", None)
+    if kind != known:
+        raise UserError(f"{origin} holds a network of kind {kind!r}; this version of patchconvnet reads {known!r}")
+    try:
+        model: Any = cls(**{**architecture, **options})
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} with options {options} describes no network: {error}") from error
+    num_classes = architecture.get("num_classes", model.num_classes)
+    if metadata.class_names and len(metadata.class_names) != num_classes:
+        raise UserError(
+            f"{folder / CONFIG_FILE} names {len(metadata.class_names)} classes for a network of {num_classes}"
+        )
+    if model.num_classes != num_classes:
+        kept = {key: value for key, value in state.items() if not model.depends_on_classes(key)}
+        state = {key: value for key, value in model.state_dict().items() if model.depends_on_classes(key)} | kept
+        metadata = Metadata(preprocessing=metadata.preprocessing)
+    load_state(model, state, origin)
+    model.metadata = metadata
+    return model.eval()
+
+
+def _download(repo: str) -> Path:
+    repo_id, _, revision = repo.partition("@")
+    try:
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is neither a folder nor a hub id (owner/name): {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"there is no folder {repo!r}, and the Hugging Face hub cannot be reached to look for a model of that name"
+        ) from error
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors: unknown repository, no access
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"there is no folder {repo!r}, and no such model to be had from the hub: {reason}") from error
+
+
+def published_tags() -> list[str]:
+    """The names of all published weights, `variant.tag`, each good for `from_pretrained` and `timm.create_model`."""
+    return timm.list_models("patchconvnet*", pretrained=True)
+
+
+def _from_tag(tag: str, options: dict[str, Any]) -> Any:
+    published = published_tags()
+    if tag not in published and not any(name.startswith(f"{tag}.") for name in published):
+        close = difflib.get_close_matches(tag, published, n=3, cutoff=0.4) or published
+        raise UserError(
+            f"{tag!r} is neither a model folder, nor a hub id (owner/name), nor a published tag; "
+            f"{'close to it' if close != published else 'published'}: {', '.join(close)}"
+        )
+    return timm.create_model(tag, pretrained=True, **options).eval()
+
+
+# Publishing
+
+
+def push_to_hub(write: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
+    """Upload a model folder to the Hugging Face hub.
+
+    Args:
+        write: writes the model folder into the directory it is given.
+        repo_id: `owner/name`, or `name` for the account that is logged in; made when it does not exist.
+        options: `private`, `token` and whatever else `HfApi.create_repo` takes.
 
     Returns:
-        The state dict; keys that the paper's code does not know stay as they are, so that strict loading names them.
+        The model's address.
+
+    Raises:
+        UserError: when the name is none the hub allows, no one is logged in, or the hub refuses.
     """
-    state = checkpoint["model"] if isinstance(checkpoint.get("model"), Mapping) else checkpoint
-    converted: StateDict = {}
-    rows: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}  # multi: head.k.weight (1, C), head.k.bias (1)
-    for key, value in state.items():
-        if match := re.fullmatch(r"head\.(\d+)\.(weight|bias)", key):
-            rows[match[2]][int(match[1])] = value
-            continue
-        new = key
-        for pattern, replacement in _OFFICIAL_KEYS:
-            if re.fullmatch(pattern, key):
-                new = re.sub(pattern, replacement, key)
-                break
-        if value.ndim == 4 and re.search(r"\.(conv1|conv3|se\.\w+)\.weight$", new):
-            value = value.flatten(1)  # a 1×1 convolution is a linear layer here
-        converted[new] = value
-    for name, values in rows.items():
-        if values:
-            converted[f"head.{name}"] = torch.cat([values[k] for k in sorted(values)])
-    return converted
-
-
-def filter_checkpoint(state: Mapping[str, Any], model: nn.Module) -> StateDict:
-    """What timm runs over a downloaded state dict before it loads it strictly; see `convert_official`."""
-    return convert_official(state)
-
-
-# The Keras example's weights
-
-_KERAS_KEYS = [
-    (r"stem\.conv([12])\.(kernel|bias)", lambda m: f"stem.convs.{int(m[1]) - 1}.{m[2]}"),
-    (r"trunk\.(\d+)\.(.+)", r"trunk.\1.\2"),
-    (r"cls", "pooling.class_token"),
-    (r"(norm[123]|mlp\.fc[12])\.(\w+)", r"pooling.\1.\2"),
-    (r"attention\.(query|key|value)\.(\w+)", lambda m: f"pooling.attn.{m[1][0]}.{m[2]}"),
-    (r"attention\.out\.(\w+)", r"pooling.attn.proj.\1"),
-    (r"head\.(\w+)", r"head.\1"),
-]
-_KERAS_NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
-
-
-def convert_keras(arrays: Mapping[str, np.ndarray]) -> StateDict:
-    """The Keras example's weights under this package's names, in PyTorch's layouts.
-
-    Args:
-        arrays: by name: `stem.conv{1,2}`, `trunk.i.{norm,conv1,conv2,se.reduce,se.expand,conv3}`, `cls`, `norm{1,2,3}`,
-            `attention.{query,key,value,out}`, `mlp.fc{1,2}`, `head`, each with `.kernel`, `.bias`, `.gamma` or `.beta`; convolutions
-            HWIO, dense (in, out), attention (C, 1, C).
-    """
-    converted: StateDict = {}
-    for key, array in arrays.items():
-        new = key
-        for pattern, replacement in _KERAS_KEYS:
-            if re.fullmatch(pattern, key):
-                new = re.sub(pattern, replacement, key)
-                break
-        stem, _, last = new.rpartition(".")
-        value = torch.from_numpy(np.ascontiguousarray(array))
-        if last == "kernel":
-            if value.ndim == 4 and value.shape[:2] != (1, 1):
-                value = value.permute(3, 2, 0, 1)  # HWIO → OIHW
-            else:
-                value = _as_matrix(value, new).mT  # (in, out) → (out, in)
-        elif ".attn." in new:
-            value = value.flatten()
-        converted[f"{stem}.{_KERAS_NAMES.get(last, last)}" if stem else new] = value.contiguous()
-    return converted
-
-
-def _as_matrix(kernel: Tensor, name: str) -> Tensor:
-    if kernel.ndim == 4:  # 1×1 convolution
-        return kernel[0, 0]
-    if kernel.ndim == 3:  # attention: (C, heads, C_head) in, (heads, C_head, C) out
-        return kernel.flatten(0, 1) if ".proj." in name else kernel.flatten(1)
-    return kernel
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} cannot be the name of a model on the hub; give owner/name: {error}") from error
+    api = HfApi(token=options.pop("token", None))
+    try:
+        address = api.create_repo(repo_id, exist_ok=True, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Upload the model folder")
+    except TypeError as error:
+        raise UserError(f"push_to_hub does not know an option that was given: {error}") from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the hub did not take {repo_id}: {reason} (log in with `hf auth login` or set HF_TOKEN, "
+            "and check that the account may write there)"
+        ) from error
+    return str(address)

@@ -1,0 +1,318 @@
+"""The model folder: written, read, refused, published. Published tags and other people's files: test_checkpoints.py."""
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from patchconvnet import PatchConvNet, UserError
+from patchconvnet.models import Metadata
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_classes": 3}
+
+
+def small(variant: str = "patchconvnet_mini", **options: object) -> PatchConvNet:
+    torch.manual_seed(0)
+    model = timm.create_model(variant, **{**SMALL, **options}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and class tokens too, so that nothing rests on being zero
+            parameter += 0.02 * torch.randn_like(parameter)
+    model.metadata = Metadata(
+        class_names=["apple", "boat", "cat"],
+        preprocessing={"size": [32, 48]},
+        provenance={"data": "test"},
+        metrics={"top1": 0.5},
+    )
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return small().save_pretrained(tmp_path / "model")
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["architecture"].update(changes.pop("architecture", {}))
+    path.write_text(json.dumps({**config, **changes}))
+
+
+def edit_weights(folder: Path, change: object) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+# Writing and reading
+
+
+@pytest.mark.parametrize(
+    "variant", ["patchconvnet_mini", "patchconvnet_keras", "patchconvnet_s60", "patchconvnet_s60_multi"]
+)
+def test_a_model_comes_back_from_its_folder(variant: str, tmp_path: Path) -> None:
+    model = small(variant)
+    loaded = PatchConvNet.from_pretrained(model.save_pretrained(tmp_path / "a" / "b"))
+    assert loaded.config == model.config
+    assert loaded.metadata == model.metadata
+    assert not loaded.training
+    image = torch.randn(2, 3, 40, 64)
+    ours, theirs = loaded(image, return_attention=True), model(image, return_attention=True)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.attention, theirs.attention)
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_half_precision_on_disk_is_float32_in_memory(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    model = small("patchconvnet_s60", layer_scale=1e-6)
+    full = model.save_pretrained(tmp_path / "full")
+    half = model.save_pretrained(tmp_path / "half", dtype=dtype)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (half, full)]
+    assert sizes[0] < 0.7 * sizes[1]
+    loaded = PatchConvNet.from_pretrained(half)
+    for name, parameter in model.state_dict().items():
+        ours = loaded.state_dict()[name]
+        assert ours.dtype == parameter.dtype == torch.float32
+        allowed = tolerance * parameter.abs() + 1e-7 if parameter.ndim > 1 else torch.zeros(())
+        assert ((ours - parameter).abs() <= allowed).all(), name
+
+
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'int8'; known: float32, float16, bfloat16"):
+        small().save_pretrained(tmp_path, dtype="int8")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here first")
+    with pytest.raises(UserError, match="cannot write the model folder"):
+        small().save_pretrained(tmp_path / "file")
+
+
+def test_saving_over_a_model_leaves_no_other_files(folder: Path) -> None:
+    small().save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# Options
+
+
+def test_options_go_on_top_of_the_config(folder: Path) -> None:
+    model = PatchConvNet.from_pretrained(folder, drop_path_rate=0.25)
+    assert model.trunk[0].drop_path.drop_prob == 0.25
+    assert model.metadata.class_names == ["apple", "boat", "cat"]
+
+
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "class_attention_multi", "keras"])
+def test_another_number_of_classes_gets_a_fresh_head_only(pooling: str, tmp_path: Path) -> None:
+    trained = small(pooling=pooling)
+    model = PatchConvNet.from_pretrained(trained.save_pretrained(tmp_path / "model"), num_classes=5)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    assert model.metadata == Metadata(preprocessing=trained.metadata.preprocessing)
+    before, after = trained.state_dict(), model.state_dict()
+    fresh = {name for name in after if name not in before or not torch.equal(after[name], before[name])}
+    tokens = {"additive_multi": {"pooling.query"}, "class_attention_multi": {"pooling.class_token"}}
+    assert fresh == {"head.weight", "head.bias"} | tokens.get(pooling, set())
+
+
+# Refusals, one sentence each
+
+
+def refused(source: object, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        PatchConvNet.from_pretrained(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_entry_is_named(folder: Path) -> None:
+    edit_weights(folder, lambda state: state.pop("trunk.1.conv2.weight"))
+    assert "lacks 'trunk.1.conv2.weight'" in refused(folder)
+
+
+def test_an_unexpected_entry_is_named(folder: Path) -> None:
+    edit_weights(folder, lambda state: state.update(extra=torch.zeros(1)))
+    assert "has 'extra', which the network does not know" in refused(folder)
+
+
+def test_a_misshaped_entry_is_named(folder: Path) -> None:
+    edit_config(folder, architecture={"embed_dim": 64})
+    message = refused(folder)
+    assert "'stem.convs.0.weight' of shape (16, 3, 3, 3) where the network has (32, 3, 3, 3)" in message
+
+
+def test_an_option_that_changes_the_weights_is_refused(folder: Path) -> None:
+    assert "lacks 'trunk.2.norm.weight'" in refused(folder, depth=3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+def test_truncated_weights_are_refused(share: float, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert "model.safetensors is truncated or damaged" in refused(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"architecture": 3}', "\x00\x01"])
+def test_a_config_that_is_none_is_refused(content: str, folder: Path) -> None:
+    (folder / "config.json").write_text(content)
+    assert "config.json is damaged or not a patchconvnet config" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_without_its_files_is_refused(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    assert f"is not a model folder: it has no {name}" in refused(folder)
+
+
+def test_an_architecture_of_another_kind_is_refused(folder: Path) -> None:
+    edit_config(folder, architecture={"kind": "transformer"})
+    assert "kind 'transformer'; this version of patchconvnet reads 'patchconvnet'" in refused(folder)
+
+
+def test_an_architecture_from_the_future_is_refused(folder: Path) -> None:
+    edit_config(folder, format=99)
+    assert "newer patchconvnet (format 99)" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pooling": "max"}, "unknown pooling 'max'; known: class_attention"),
+        ({"embed_dims": 3}, "unknown option 'embed_dims'"),
+        ({"embed_dim": 33}, "embed_dim 33 must be a multiple of 2"),
+        ({"depth": "two"}, "depth must be a whole number"),
+        ({"drop_rate": "much"}, "describes no network"),
+    ],
+)
+def test_an_architecture_that_is_none_is_refused(change: dict[str, object], words: str, folder: Path) -> None:
+    edit_config(folder, architecture=change)
+    message = refused(folder)
+    assert "config.json" in message
+    assert words in message
+
+
+def test_class_names_that_do_not_fit_are_refused(folder: Path) -> None:
+    edit_config(folder, class_names=["apple"])
+    assert "names 1 classes for a network of 3" in refused(folder)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "./nowhere", "/nowhere/at/all", Path("nowhere")])
+def test_a_folder_that_is_not_there_is_named(source: str | Path) -> None:
+    assert refused(source) == f"there is no model folder {source}"
+
+
+def test_an_unknown_tag_gets_close_matches() -> None:
+    assert "patchconvnet_s60.fb_in1k" in refused("patchconvnet_s60.fb_in1")
+    assert "published: patchconvnet_b60.fb_in1k, patchconvnet_b60.fb_in21k_ft" in refused("zzz")
+
+
+# The hub, played by a server of our own
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as one upload and one download of small files need."""
+
+    files: dict[str, bytes]
+    private: bool
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, value: object, status: int = 200) -> None:
+        self.answer(json.dumps(value).encode(), status, Content_Type="application/json")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer hf_good":
+            self.json({"error": "Invalid username or password."}, 401)
+        elif self.path == "/api/repos/create":
+            type(self).private = json.loads(body).get("visibility", "") == "private" or json.loads(body).get("private")
+            self.json({"url": f"http://{self.headers['Host']}/someone/apples"})
+        elif "/preupload/" in self.path:
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            self.json({"files": [{**f, "shouldIgnore": False} for f in files]})
+        else:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            self.json(
+                {"commitUrl": f"http://{self.headers['Host']}/someone/apples/commit/{'1' * 40}", "commitOid": "1" * 40}
+            )
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/someone/apples/tree/"):
+            self.json([{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in self.files.items()])
+        elif self.path.startswith("/api/models/someone/apples"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.json({"id": "someone/apples", "sha": "1" * 40, "siblings": siblings, "private": False})
+        elif match := re.fullmatch(r"/someone/apples/resolve/\w+/([\w.]+)", self.path):
+            self.answer(self.files[match[1]], X_Repo_Commit="1" * 40, ETag=f'"{match[1]}"')
+        else:
+            self.answer(b"", 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
+    handler = type("OneHub", (Hub,), {"files": {}, "private": False})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(hub: type[Hub]) -> None:
+    model = small()
+    address = model.push_to_hub("someone/apples", token="hf_good", private=True)
+    assert address.endswith("/someone/apples")
+    assert hub.private
+    assert {"config.json", "model.safetensors"} <= set(hub.files)
+    loaded = PatchConvNet.from_pretrained("someone/apples")
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(image), model(image))
+    assert loaded.metadata == model.metadata
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(hub: type[Hub]) -> None:
+    assert refused("someone/pears").startswith("there is no folder 'someone/pears', and no such model")
+
+
+def test_a_hub_that_cannot_be_reached_is_named(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "the Hugging Face hub cannot be reached" in refused("someone/pears")
+
+
+def test_publishing_is_refused_in_words(hub: type[Hub]) -> None:
+    with pytest.raises(UserError, match="log in with `hf auth login`"):
+        small().push_to_hub("someone/apples", token="hf_bad")
+    with pytest.raises(UserError, match="give owner/name"):
+        small().push_to_hub("not a name!")
+    with pytest.raises(UserError, match="does not know an option"):
+        small().push_to_hub("someone/apples", token="hf_good", colour="red")
