@@ -49,6 +49,8 @@ def load(
         UserError: the name is unknown, the data is not there, or the options don't fit it.
     """
     if name.startswith("folder:"):
+        if name == "folder:":
+            raise UserError("dataset 'folder:' names no folder; give folder:PATH with one folder a class in it.")
         path = Path(root or "", name.removeprefix("folder:")).expanduser()
         return load_folder(
             path, validation=validation, test=test, seed=seed, strict=strict, show_progress=show_progress

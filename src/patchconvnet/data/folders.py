@@ -10,12 +10,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import torch
 from PIL import Image
 from rich.progress import track
 
+from patchconvnet.data.preprocessing import as_rgb
 from patchconvnet.data.splits import DataSplits, PictureFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
@@ -163,10 +165,10 @@ def _readable(
     """Leave out the unreadable files, with one warning for all of them, or one error where `strict`."""
     paths = [path for files in found.values() for path in files.paths]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes outside of Python's lock
-        checks = track(
-            pool.map(_is_readable, paths), "Checking pictures", len(paths), disable=not show_progress, transient=True
-        )
-        readable = dict(zip(paths, checks, strict=True))
+        chunks = [paths[start : start + 100] for start in range(0, len(paths), 100)]
+        checks = pool.map(lambda chunk: [_is_readable(path) for path in chunk], chunks)
+        shown = track(checks, "Checking pictures", len(chunks), disable=not show_progress, transient=True)
+        readable = dict(zip(paths, chain.from_iterable(shown), strict=True))
     skipped = tuple(path for path in paths if not readable[path])
     if not skipped:
         return found, ()
@@ -175,7 +177,6 @@ def _readable(
     message = f"{len(skipped)} of {len(paths)} files in {root} are not readable pictures: {names}"
     if strict:
         raise UserError(f"{message}; mend or remove them, or read without strict to skip them.")
-    warnings.warn(f"{message}; skipped.", stacklevel=4)
     kept = {
         split: files.subset([index for index, path in enumerate(files.paths) if readable[path]])
         for split, files in found.items()
@@ -185,15 +186,16 @@ def _readable(
         if lost:
             names = ", ".join(files.class_names[label] for label in sorted(lost)[:5])
             raise UserError(f"no readable pictures are left in class folder {names} of {root}; {message}.")
+    warnings.warn(f"{message}; skipped.", stacklevel=4)
     return kept, skipped
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether the whole of a file can be decoded; a JPEG at an eighth of its size, which finds cut files as well."""
+    """Whether `read_picture` will read the file; a JPEG is tried at an eighth of its size, which finds cut ones too."""
     try:
         with Image.open(path) as picture:
-            picture.draft(None, (picture.width // 8, picture.height // 8))
-            picture.load()
+            picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
+            as_rgb(picture)
     except MemoryError:
         raise
     except Exception:  # PIL's readers answer broken files with errors of many types
