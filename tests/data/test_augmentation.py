@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
+from jsonargparse import auto_cli
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
@@ -313,14 +313,15 @@ def test_bad_options_are_refused_in_words(values: dict[str, object], message: st
         Augmentation(AugmentationConfig(**values), SAME_SIZE, 10)  # type: ignore[arg-type]
 
 
-def test_the_config_is_read_from_yaml() -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--augmentation", type=AugmentationConfig)
-    text = "{canvas: [52, 60], flip: alternating, random_erasing: 0.25, randaugment: rand-m9}"
-    read = parser.instantiate_classes(parser.parse_args([f"--augmentation={text}"])).augmentation
-    assert read == AugmentationConfig(canvas=(52, 60), flip="alternating", random_erasing=0.25, randaugment="rand-m9")
-    read = parser.instantiate_classes(parser.parse_args(["--augmentation.canvas=52"])).augmentation
-    assert read == AugmentationConfig(canvas=52)
-    read = parser.instantiate_classes(parser.parse_args(["--augmentation.random_resized_crop_scale=[0.1, 1.0]"]))
-    assert read.augmentation.random_resized_crop_scale == (0.1, 1.0)
-    assert "the Keras" in parser.format_help()  # every field is documented
+def test_the_config_is_read_from_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def read(*arguments: str) -> AugmentationConfig:
+        return auto_cli(AugmentationConfig, args=list(arguments), exit_on_error=False)
+
+    assert read("--canvas=52", "--randaugment=rand-m9") == AugmentationConfig(canvas=52, randaugment="rand-m9")
+    assert read("--canvas=[52, 60]", "--flip=alternating") == AugmentationConfig(canvas=(52, 60), flip="alternating")
+    assert read("--random_resized_crop_scale=[0.1, 1.0]").random_resized_crop_scale == (0.1, 1.0)
+    with pytest.raises(SystemExit):
+        read("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("timm's RandAugment", "the Keras example", "filled by reflection", "alpha of CutMix's"):
+        assert text in shown
