@@ -20,7 +20,7 @@ from timm.models._hub import download_cached_file
 from torch import Tensor
 
 from patchconvnet.errors import UserError
-from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state
+from patchconvnet.models.weights import Metadata, StateDict, check_state, first_line, load_state
 
 _logger = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is truncated, or not a file of weights alone: {reason}") from error
+        raise UserError(f"{path} is truncated, or not a file of weights alone: {first_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dict of weights")
     return checkpoint

@@ -5,15 +5,16 @@ Source: "Augmenting convolutional networks with attention-based aggregation", To
 """
 
 import difflib
+import pickle
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
@@ -390,6 +391,11 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
         del options["global_pool"]
     depth = options.get("depth", sizes["depth"])
     out_indices = options.pop("out_indices", tuple(sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1})))
+    cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        raise UserError(
+            f"there are no published weights of {variant}; published: {', '.join(weights.published_tags())}"
+        )
     try:
         model: Any = build_model_with_cfg(
             PatchConvNet,
@@ -399,8 +405,11 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**sizes, **options},
         )
-    except URLError as error:
-        raise UserError(f"cannot download the published weights of {variant}: {error}") from error
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        if not pretrained:
+            raise
+        origin = cfg.file or cfg.url or cfg.hf_hub_id
+        raise UserError(f"cannot load the weights of {variant} from {origin}: {weights.first_line(error)}") from error
     if pretrained and isinstance(model, PatchConvNet):
         model.metadata = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
     return model

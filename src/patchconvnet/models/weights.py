@@ -49,6 +49,11 @@ class Metadata:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, cut to fit into a sentence."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 # Writing and reading
 
 
@@ -226,8 +231,9 @@ def _download(repo: str) -> Path:
             f"there is no folder {repo!r}, and the Hugging Face hub cannot be reached to look for a model of that name"
         ) from error
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors: unknown repository, no access
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"there is no folder {repo!r}, and no such model to be had from the hub: {reason}") from error
+        raise UserError(
+            f"there is no folder {repo!r}, and no such model to be had from the hub: {first_line(error)}"
+        ) from error
 
 
 def published_tags() -> list[str]:
@@ -276,9 +282,8 @@ def push_to_hub(write: Callable[[Path], Any], repo_id: str, **options: Any) -> s
     except TypeError as error:
         raise UserError(f"push_to_hub does not know an option that was given: {error}") from error
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the hub did not take {repo_id}: {reason} (log in with `hf auth login` or set HF_TOKEN, "
+            f"the hub did not take {repo_id}: {first_line(error)} (log in with `hf auth login` or set HF_TOKEN, "
             "and check that the account may write there)"
         ) from error
     return str(address)
