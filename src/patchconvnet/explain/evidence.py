@@ -2,8 +2,8 @@
 
 With one query a, values tᵢ and a linear classifier, logit_k = b_k + Σᵢ aᵢ·⟨w_k, tᵢ⟩: the terms are the shares, and
 nothing is left. Where norms and an MLP follow the attention (Touvron et al. 2021, arXiv 2112.13692, section 3.2; the
-Keras example), everything behind it is linearised around the image: J_k = ∂logit_k/∂(attention output), and the share of
-patch i is J_k·W_proj·aᵢ·(W_v·tᵢ + b_v). What the shares leave of logit − bias is the remainder.
+Keras example), everything behind it is linearised around the image: J_k = ∂logit_k/∂(attention output), and the share
+of patch i is J_k·W_proj·aᵢ·(W_v·tᵢ + b_v). What the shares leave of logit − bias is the remainder.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev, vmap
 from patchconvnet.errors import UserError
 from patchconvnet.models.pooling import AdditivePooling, AveragePooling, ClassAttentionPooling, KerasPooling
 
-# First-order shares cost a backward pass through the head for each class: with more than this, only the likeliest get one.
+# First-order shares cost a backward pass through the head for each class: of more, only the likeliest get one.
 MAX_FIRST_ORDER_CLASSES = 100
 
 

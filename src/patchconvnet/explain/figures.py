@@ -102,7 +102,7 @@ def explanation_figure(explanation: "Explanation", *, evidence: int = 3) -> Figu
     chosen = _evidence_classes(explanation, evidence)
     row = height + 0.62
     top = MARGIN + 0.62
-    total = 3 * width + 2 * GAP + 1.3 + 2 * MARGIN
+    total = 3 * width + 2 * GAP + 0.65 + 2 * MARGIN
     sheet = _Sheet(total, top + height + (row + 0.42 if chosen else 0) + MARGIN)
     _headline(sheet, explanation)
 
@@ -276,26 +276,40 @@ def contact_sheet(explanations: Sequence["Explanation"], *, columns: int = 4, ro
 
 def _contact_page(explanations: Sequence["Explanation"], columns: int) -> Figure:
     columns = min(columns, len(explanations))
-    rows = -(-len(explanations) // columns)
-    sheet = _Sheet(MARGIN * 2 + columns * (_CELL[0] + GAP) - GAP, MARGIN * 2 + rows * _CELL[1])
-    for i, e in enumerate(explanations):
-        left, top = MARGIN + i % columns * (_CELL[0] + GAP), MARGIN + i // columns * _CELL[1]
-        _cell(sheet, left, top, e, f"{_short(e.predicted.name, 22)}  {e.predicted.probability:.0%}", _short(e.name, 32))
+    rows = [explanations[i : i + columns] for i in range(0, len(explanations), columns)]
+    sheet = _Sheet(MARGIN * 2 + columns * (_PAIR + GAP) - GAP, MARGIN * 2 + sum(map(_row_height, rows)))
+    top = MARGIN
+    for row in rows:
+        captions = [(_likely(e), _short(e.name, 32), INK) for e in row]
+        top = _pairs(sheet, top, row, captions)
     return sheet.figure
 
 
-_CELL = (2.5, 1.72)  # inches of a picture, its attended version and two lines of words
+_PAIR = 2.5  # inches of a picture and its attended version, beside each other
+_HALF = (_PAIR - 0.06) / 2
 
 
-def _cell(sheet: _Sheet, left: float, top: float, e: "Explanation", words: str, below: str, colour: str = INK) -> None:
-    shown = e.scaled(240)
-    half = (_CELL[0] - 0.06) / 2
-    width, height = _panel(shown.picture.width / shown.picture.height, half, half)
-    x, y = left + (half - width), top + (half - height)  # standing on the words, leaning on the middle
-    sheet.picture(x, y, width, height, shown.picture)
-    sheet.picture(left + half + 0.06, y, width, height, shown.attended())
-    sheet.text(left + half - width, top + half + 0.05, words, TEXT, color=colour)
-    sheet.text(left + half - width, top + half + 0.2, below, SMALL, color=FAINT)
+def _pairs(
+    sheet: _Sheet, top: float, explanations: Sequence["Explanation"], captions: Sequence[tuple[str, str, str]]
+) -> float:
+    """A row of pairs, each over two lines of words and their colour; returns where the next row begins."""
+    for column, (e, (words, below, colour)) in enumerate(zip(explanations, captions, strict=True)):
+        shown = e.scaled(240)
+        width, height = _panel(shown.picture.width / shown.picture.height, _HALF, _HALF)
+        left, foot = MARGIN + column * (_PAIR + GAP), top + _row_height(explanations) - 0.5
+        sheet.picture(left, foot - height, width, height, shown.picture)
+        sheet.picture(left + width + 0.06, foot - height, width, height, shown.attended())
+        sheet.text(left, foot + 0.05, words, TEXT, color=colour)
+        sheet.text(left, foot + 0.2, below, SMALL, color=FAINT)
+    return top + _row_height(explanations)
+
+
+def _row_height(explanations: Sequence["Explanation"]) -> float:
+    return 0.5 + max((_panel(e.picture.width / e.picture.height, _HALF, _HALF)[1] for e in explanations), default=0.0)
+
+
+def _likely(e: "Explanation") -> str:
+    return f"{_short(e.predicted.name, 22)}  {e.predicted.probability:.0%}"
 
 
 def certainty_sheet(
@@ -321,20 +335,21 @@ def certainty_sheet(
         wrong = [i for i in order if explanations[i].predicted.index != labels[i]]
         groups[f"wrong ({len(wrong)} of {len(order)}), the surest first"] = wrong[:count]
     columns = min(count, len(order))
-    sheet = _Sheet(MARGIN * 2 + columns * (_CELL[0] + GAP) - GAP, MARGIN * 2 + sum(_CELL[1] + 0.32 for _ in groups))
+    height = sum(0.32 + _row_height([explanations[i] for i in members]) for members in groups.values())
+    sheet = _Sheet(MARGIN * 2 + columns * (_PAIR + GAP) - GAP, MARGIN * 2 + height)
     top = MARGIN
     for title, members in groups.items():
         sheet.text(MARGIN, top - 0.02, title, TITLE - 2, weight="bold")
-        top += 0.32
-        for column, i in enumerate(members):
-            e = explanations[i]
-            below = _short(e.name, 32)
-            right = labels is None or e.predicted.index == labels[i]
-            if labels is not None:
-                below = ("right" if right else f"is {_short(e.class_names[labels[i]], 22)}") + f"  ·  {below}"
-            words = f"{_short(e.predicted.name, 22)}  {e.predicted.probability:.0%}"
-            _cell(sheet, MARGIN + column * (_CELL[0] + GAP), top, e, words, below, INK if right else _WRONG)
-        top += _CELL[1]
+        captions = []
+        for i in members:
+            e, name = explanations[i], _short(explanations[i].name, 32)
+            if labels is None:
+                captions.append((_likely(e), name, INK))
+            elif e.predicted.index == labels[i]:
+                captions.append((_likely(e), f"right  ·  {name}", INK))
+            else:
+                captions.append((_likely(e), f"is {_short(e.class_names[labels[i]], 22)}  ·  {name}", _WRONG))
+        top = _pairs(sheet, top + 0.32, [explanations[i] for i in members], captions)
     return sheet.figure
 
 
@@ -349,6 +364,7 @@ def attention_grid(
     heading: str = "",
     columns: int = 4,
     grid: Grid | None = None,
+    largest: np.ndarray | None = None,
 ) -> Figure:
     """Pictures beside themselves with their attention map over them: what the monitor draws while a network trains.
 
@@ -359,6 +375,7 @@ def attention_grid(
         heading: over all of them.
         columns: picture pairs side by side.
         grid: how the patches lie on the pictures (see `placement.patch_grid`); evenly over all of it by default.
+        largest: (n,) the attention that is brightest for each picture; its map's largest by default.
 
     Raises:
         UserError: the shapes don't fit, or a map is not finite.
@@ -377,7 +394,8 @@ def attention_grid(
         x, y = MARGIN + i % columns * (cell + GAP), top + i // columns * (height + words)
         enlarged = _enlarged(picture)
         sheet.picture(x, y, width, height, enlarged)
-        sheet.picture(x + width + 0.05, y, width, height, _blend(enlarged, values, picture.shape[:2], grid))
+        blend = _blend(enlarged, values, picture.shape[:2], grid, None if largest is None else largest[i])
+        sheet.picture(x + width + 0.05, y, width, height, blend)
         if titles is not None:
             sheet.text(x, y + height + 0.03, _short(titles[i], int(cell / 0.065)), SMALL)
     return sheet.figure
@@ -391,7 +409,7 @@ def attention_evolution(
     columns: int = 8,
     grid: Grid | None = None,
 ) -> Figure:
-    """The same pictures' attention over the epochs: one row a picture, one column an epoch.
+    """The same pictures' attention over the epochs: one row a picture, one column an epoch, one scale a row.
 
     Args:
         pictures: (n, H, W, 3) or (n, 3, H, W) uint8.
@@ -403,14 +421,12 @@ def attention_evolution(
     Raises:
         UserError: the shapes don't fit, or a map is not finite.
     """
-    if maps.ndim != 4 or len(maps) != len(epochs) or not len(epochs):
-        raise UserError(f"given maps of shape {maps.shape} for {len(epochs)} epochs; needed: (epochs, pictures, h, w).")
+    pictures, largest = _checked_evolution(pictures, maps, epochs)
     shown = np.unique(np.linspace(0, len(epochs) - 1, min(columns, len(epochs))).round().astype(int))
-    pictures = _checked(pictures, maps[0])[0]
     width, height = _panel(pictures.shape[2] / pictures.shape[1], 1.15)
     top = MARGIN + 0.2
     pitch = width + 0.06
-    sheet = _Sheet(2 * MARGIN + (len(shown) + 1) * pitch + 0.06, top + len(pictures) * (height + 0.06) - 0.06 + MARGIN)
+    sheet = _Sheet(2 * MARGIN + (len(shown) + 1) * pitch, top + len(pictures) * (height + 0.06) - 0.06 + MARGIN)
     sheet.text(MARGIN, top - 0.2, "original", color=FAINT)
     for column, index in enumerate(shown):
         sheet.text(MARGIN + (column + 1) * pitch + 0.06, top - 0.2, f"epoch {epochs[index]}", color=FAINT)
@@ -419,10 +435,33 @@ def attention_evolution(
         enlarged = _enlarged(picture)
         sheet.picture(MARGIN, y, width, height, enlarged)
         for column, index in enumerate(shown):
-            _, checked = _checked(pictures, maps[index])
-            blend = _blend(enlarged, checked[row], picture.shape[:2], grid)
+            blend = _blend(enlarged, maps[index, row], picture.shape[:2], grid, largest[row])
             sheet.picture(MARGIN + (column + 1) * pitch + 0.06, y, width, height, blend)
     return sheet.figure
+
+
+def evolution_frames(
+    pictures: np.ndarray,
+    maps: np.ndarray,
+    epochs: Sequence[int],
+    *,
+    headings: Sequence[str] | None = None,
+    grid: Grid | None = None,
+    dpi: int = 80,
+) -> list[Image.Image]:
+    """The same as an `attention_grid` an epoch, on one scale a picture: frames for `write_gif`.
+
+    Args: as `attention_evolution`; headings: one an epoch, by default its number; dpi: pixels an inch.
+
+    Raises:
+        UserError: as `attention_evolution`.
+    """
+    pictures, largest = _checked_evolution(pictures, maps, epochs)
+    headings = [f"epoch {epoch}" for epoch in epochs] if headings is None else headings
+    return [
+        to_image(attention_grid(pictures, values, heading=heading, grid=grid, largest=largest), dpi)
+        for values, heading in zip(maps, headings, strict=True)
+    ]
 
 
 def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
@@ -482,7 +521,7 @@ def _evidence_classes(e: "Explanation", count: int) -> list[int]:
 
 
 def _what_evidence_is(e: "Explanation") -> str:
-    words = "Evidence: red patches speak for the class, blue (dashed outline) against it; white is neutral. "
+    words = "Evidence: red patches speak for the class, blue (dashed outline) against it; no colour is neutral. "
     if e.exact:
         return words + "Exact: the patches sum to the class's logit less its bias."
     rest = e.remainder.get(e.subject.index)
@@ -506,12 +545,22 @@ def _checked(pictures: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.nda
     return pictures, maps
 
 
+def _checked_evolution(pictures: np.ndarray, maps: np.ndarray, epochs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures, (n, H, W, 3), and the largest attention of each over all epochs, (n,)."""
+    if maps.ndim != 4 or len(maps) != len(epochs) or not len(epochs):
+        raise UserError(f"given maps of shape {maps.shape} for {len(epochs)} epochs; needed: (epochs, pictures, h, w).")
+    largest = maps.max((0, 2, 3))
+    return _checked(pictures, maps.sum(0))[0], largest
+
+
 def _enlarged(picture: np.ndarray, side: int = 120) -> np.ndarray:
     factor = max(1, -(-side // max(picture.shape[:2])))
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
-def _blend(picture: np.ndarray, values: np.ndarray, size: tuple[int, int], grid: Grid | None) -> np.ndarray:
+def _blend(
+    picture: np.ndarray, values: np.ndarray, size: tuple[int, int], grid: Grid | None, largest: float | None = None
+) -> np.ndarray:
     """A picture (H, W, 3), maybe enlarged from a network input of `size`, with attention (h, w) over it."""
     if grid is None:
         h, w = values.shape
@@ -519,5 +568,5 @@ def _blend(picture: np.ndarray, values: np.ndarray, size: tuple[int, int], grid:
         grid = Grid((h, w), step, (step[0] / 2, step[1] / 2))
     shape = (picture.shape[0], picture.shape[1])
     geometry = Geometry(picture=shape, resized=size, offset=(0, 0), size=size)
-    colour = attention_colours(place(values, grid, geometry))[..., :3]
+    colour = attention_colours(place(values, grid, geometry), largest)[..., :3]
     return np.rint((1 - ATTENTION_OPACITY) * picture + ATTENTION_OPACITY * colour).astype(np.uint8)

@@ -6,6 +6,7 @@ Attention: Touvron et al. 2021, arXiv 2112.13692, section 3.2. Evidence: `patchc
 import difflib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -146,7 +147,7 @@ class Explanation:
 
     @property
     def remainder(self) -> dict[int, float]:
-        """For each class with evidence, logit − bias − Σ evidence: rounding if `exact`, else what is beyond first order."""
+        """By class with evidence, logit − bias − Σ evidence: rounding if `exact`, else what lies beyond first order."""
         sums = self.evidence.sum((1, 2), dtype=np.float64)
         return {
             k: float(self.logits[k] - self.bias[k] - total)
@@ -185,8 +186,8 @@ class Explanation:
         index = self.class_index(target)
         if index not in self.evidence_classes:
             raise UserError(
-                f"the evidence for {self.class_names[index]!r} was not computed: this head's evidence is first order and "
-                "costs a backward pass a class; name the class in `target` or `classes` of explain()."
+                f"the evidence for {self.class_names[index]!r} was not computed: this head's evidence is first order "
+                "and costs a backward pass a class; name the class in `target` or `classes` of explain()."
             )
         return self.evidence[self.evidence_classes.index(index)]
 
@@ -262,7 +263,12 @@ class Explanation:
                 "height": self.geometry.size[0],
                 "box": {"left": left, "top": top, "right": right, "bottom": bottom},
             },
-            "grid": asdict(self.grid),
+            "grid": {
+                "height": self.grid.shape[0],
+                "width": self.grid.shape[1],
+                "step": {"y": self.grid.step[0], "x": self.grid.step[1]},
+                "first": {"y": self.grid.first[0], "x": self.grid.first[1]},
+            },
             "predicted": asdict(self.predicted),
             "target": None if self.target is None else asdict(self.prediction(self.target)),
             "classes": [
@@ -445,7 +451,7 @@ def _refined(
     shape = (-(-height * refine // step[0]), -(-width * refine // step[1]))
     fine_step = (step[0] / refine, step[1] / refine)
     fine = Grid(shape, fine_step, (fine_step[0] / 2, fine_step[1] / 2))
-    shifts = [[round((i + 0.5) * s / refine - s / 2) for i in range(refine)] for s in step]
+    shifts = [[math.floor((i + 0.5) * s / refine - s / 2) for i in range(refine)] for s in step]
     border = (max(map(abs, shifts[1])), max(map(abs, shifts[0])))
     padded = nn.functional.pad(inputs, (border[0], border[0], border[1], border[1]), mode="replicate")
 
@@ -489,23 +495,33 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def class_names_of(model: nn.Module) -> list[str]:
-    """A model's class names, or "class 0", "class 1" … where it has none."""
+    """A model's class names, or "class 0", "class 1" … where it has none.
+
+    Raises:
+        UserError: it has more names than classes, or fewer.
+    """
     stored = getattr(getattr(model, "metadata", None), "class_names", None)
-    return list(stored) if stored else [f"class {k}" for k in range(int(getattr(model, "num_classes", 0)))]
+    count = int(getattr(model, "num_classes", 0))
+    if stored and len(stored) != count:
+        raise UserError(
+            f"this model has {count} classes and {len(stored)} class names; mend `model.metadata.class_names`."
+        )
+    return list(stored) if stored else [f"class {k}" for k in range(count)]
 
 
 def class_index(class_names: Sequence[str], target: int | str) -> int:
-    """The index of a class given by name (whatever its case) or index.
+    """The index of a class given by name (whatever its case) or index (a number, or one written as a word).
 
     Raises:
         UserError: there is no such class; the closest names are offered.
     """
-    if isinstance(target, int):
-        if not 0 <= target < len(class_names):
-            raise UserError(f"there is no class {target}; the network has {len(class_names)}, from 0 on.")
-        return target
-    if target in class_names:
+    if isinstance(target, str) and target in class_names:
         return class_names.index(target)
+    if not isinstance(target, str) or target.isdecimal():
+        index = int(target)
+        if not 0 <= index < len(class_names):
+            raise UserError(f"there is no class {index}; the network has {len(class_names)}, from 0 on.")
+        return index
     lower = [name.lower() for name in class_names]
     if lower.count(target.lower()) == 1:
         return lower.index(target.lower())
