@@ -1,0 +1,48 @@
+"""Batch norm over the global batch, on any device: torch's own SyncBatchNorm refuses CPUs."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from patchconvnet.models.layers import BatchNorm
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` on (B, C, H, W) whose training statistics are those of all processes' batches together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        values = x.float()
+        count = values.numel() // values.shape[1] * dist.get_world_size()  # all processes hold equal parts
+        mean = all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        normalised = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            normalised = normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        return normalised.to(x.dtype)
+
+
+class SynchronisedBatchNorm(SynchronisedBatchNorm2d):
+    """The same on patches (B, h, w, C)."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Let every batch norm of the model use the global batch's statistics. Parameters and state dict stay as they are."""
+    for module in model.modules():
+        # the class is swapped in place: the parameters, which an optimizer may hold already, stay the same objects
+        if type(module) is BatchNorm:
+            module.__class__ = SynchronisedBatchNorm
+        elif type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronisedBatchNorm2d

@@ -1,0 +1,248 @@
+"""The recipe: everything that decides a training, as typed dataclasses behind one YAML file.
+
+Recipes that ship with the package lie in `patchconvnet/recipes/` and go by their bare names.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from patchconvnet.data.augmentation import AugmentationConfig
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.errors import UserError
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which pictures.
+
+    Args:
+        name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
+        root: where the data lies or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
+        validation: pictures set aside of the training set to choose the best epoch by: a share below 1, a number, or 0 for
+            none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
+        test: share or number of pictures set aside for the test, where the data has no test set of its own.
+        seed: of that choice.
+        strict: stop at a picture that cannot be read, instead of leaving it out with a warning.
+        memory_gb: pictures from files are decoded once and kept in memory while they need no more than this.
+        workers: processes that read picture files.
+    """
+
+    name: str = "cifar10"
+    root: str | None = None
+    validation: float | None = None
+    test: float | None = None
+    seed: int = 0
+    strict: bool = False
+    memory_gb: float = 4.0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Args:
+        name: a variant (see `patchconvnet models`), a published tag with `pretrained`, or a model folder to go on from.
+        pretrained: start from the tag's published weights; the classifier is made anew for other classes.
+        options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth.
+    """
+
+    name: str = "patchconvnet_mini"
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """How the weights move.
+
+    Args:
+        optimizer: a timm optimizer: adamw, sgd, lamb, muon, ...
+        learning_rate: at the top of the schedule. For muon the one of the hidden weight matrices.
+        fallback_learning_rate: with muon, AdamW's rate for everything that is not a hidden weight matrix.
+        weight_decay: of weight matrices; biases, norms, layer scales and class tokens are spared.
+        momentum: for optimizers that have one.
+        betas: for optimizers of Adam's kind.
+        warmup: share of all steps in which the rate grows linearly from 0, before half a cosine takes it back to 0.
+        label_smoothing: share of the target spread evenly over all classes.
+        clip_gradient: largest norm of the gradient; None for no limit.
+        accumulate: parts that a batch is worked through in, when it does not fit into memory at once.
+        ema_decay: decay per step of an exponential moving average of the weights, which is then what is validated and kept.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    fallback_learning_rate: float | None = None
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    betas: tuple[float, float] | None = None
+    warmup: float = 0.15
+    label_smoothing: float = 0.0
+    clip_gradient: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class MonitorOptions:
+    """The attention pictures drawn while training.
+
+    Args:
+        every: epochs between two pictures; 0 for none. The last epoch always gets one.
+        pictures: how many validation pictures are followed.
+    """
+
+    every: int = 1
+    pictures: int = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training.
+
+    Args:
+        data: which pictures.
+        model: which network.
+        preprocessing: from picture to network input; it travels in the model folder.
+        augmentation: what is done to training pictures at random.
+        optimization: how the weights move.
+        monitor: the attention pictures drawn while training.
+        epochs: times that the training set is gone through.
+        batch_size: pictures in a step, over all devices.
+        precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
+        seed: of the weights, the order and the augmentation.
+        half_weights: store the model folder's weights as float16 (half the size); the test figure is measured with them.
+        compile: let torch.compile build the network first.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(size=(32, 32)))
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    epochs: int = 10
+    batch_size: int = 128
+    precision: Precision = "auto"
+    seed: int = 0
+    half_weights: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        o = self.optimization
+        if not 0 <= o.warmup < 1:
+            raise UserError(f"optimization.warmup is a share of all steps, from 0 to below 1, not {o.warmup}")
+        if o.learning_rate <= 0:
+            raise UserError(f"optimization.learning_rate must be above 0, not {o.learning_rate}")
+        if not 0 <= o.label_smoothing < 1:
+            raise UserError(f"optimization.label_smoothing must lie in 0..1, not {o.label_smoothing}")
+        if o.accumulate < 1 or self.batch_size % o.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be worked through in {o.accumulate} equal parts; choose an "
+                f"optimization.accumulate that divides it"
+            )
+        if o.ema_decay is not None and not 0 < o.ema_decay < 1:
+            raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
+        if o.fallback_learning_rate is not None and not o.optimizer.endswith("muon"):
+            raise UserError(
+                f"optimization.fallback_learning_rate belongs to muon; {o.optimizer} has one learning_rate for all weights"
+            )
+        if self.monitor.every < 0 or self.monitor.pictures < 1:
+            raise UserError("monitor.every must be 0 or more, and monitor.pictures 1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings, as they stand in YAML."""
+        return _plain(asdict(self))
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Dotted names of the fields in which two recipes differ."""
+        return _differences(self, other, "")
+
+
+def recipe_parser(**options: Any) -> ArgumentParser:
+    """A command line whose options are a recipe's fields, and `--recipe` a file or shipped recipe that sets many at once."""
+    parser = ArgumentParser(**options)
+    parser.add_argument("--recipe", action=_RecipeFile, help="a YAML file, or one of: " + ", ".join(shipped_recipes()))
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def recipe_from(parser: ArgumentParser, values: Namespace) -> Recipe:
+    """The recipe in what a `recipe_parser` parsed."""
+    built = parser.instantiate_classes(values)
+    return Recipe(**{f.name: built[f.name] for f in fields(Recipe)})
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """A recipe from a YAML file, or a shipped one by name.
+
+    Raises:
+        UserError: there is none, or it has fields or values that a recipe can't have.
+    """
+    path = recipe_path(str(source))
+    parser = recipe_parser(exit_on_error=False)
+    try:
+        return recipe_from(parser, parser.parse_args(["--recipe", str(path)]))
+    except ArgumentError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+class _RecipeFile(ActionConfigFile):
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, str(recipe_path(str(values))), option_string)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(Path(entry.name).stem for entry in _recipe_folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe, given as a path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is neither such a file nor such a recipe.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped_recipes():
+        return Path(str(_recipe_folder() / f"{name}.yaml"))
+    raise UserError(f"no recipe {name!r}: it is neither a YAML file nor one of {', '.join(shipped_recipes())}")
+
+
+def _recipe_folder() -> Any:
+    return resources.files("patchconvnet") / "recipes"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _differences(one: Any, other: Any, prefix: str) -> list[str]:
+    if not is_dataclass(one):
+        return [] if _plain(one) == _plain(other) else [prefix]
+    return [
+        name
+        for f in fields(one)
+        for name in _differences(
+            getattr(one, f.name), getattr(other, f.name), f"{prefix}.{f.name}" if prefix else f.name
+        )
+    ]
