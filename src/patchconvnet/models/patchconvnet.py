@@ -494,7 +494,7 @@ def patchconvnet_micro(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 @register_model
 def patchconvnet_mini(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
     """For 32-pixel pictures on a CPU."""
-    return _create("patchconvnet_mini", pretrained, kwargs, **_SMALL, embed_dim=160, depth=4)
+    return _create("patchconvnet_mini", pretrained, kwargs, **_SMALL, embed_dim=128, depth=4)
 
 
 @register_model
