@@ -41,7 +41,7 @@ def brightness_model(padding: str = "symmetric", stem: int = 2) -> nn.Module:
 
 
 def planted(picture: tuple[int, int], preprocessing: Preprocessing, at: tuple[float, float]):
-    """A black picture with a white square: the picture, the square's centre (x, y), and picture pixels per input pixel."""
+    """A black picture with a white square: itself, the square's centre (x, y), and picture pixels per input pixel."""
     height, width = picture
     geometry = preprocessing.geometry(height, width)
     left, top, right, bottom = geometry.box

@@ -100,10 +100,10 @@ def explanation_figure(explanation: "Explanation", *, evidence: int = 3) -> Figu
     e = explanation.scaled(DISPLAY_SIDE)
     width, height = _panel(e.picture.width / e.picture.height, 2.9)
     chosen = _evidence_classes(explanation, evidence)
-    row = height + 0.62
     top = MARGIN + 0.62
+    below = top + max(height, 0.3 * len(explanation.top_classes())) + 0.62
     total = 3 * width + 2 * GAP + 0.65 + 2 * MARGIN
-    sheet = _Sheet(total, top + height + (row + 0.42 if chosen else 0) + MARGIN)
+    sheet = _Sheet(total, below + height + 0.42 + MARGIN if chosen else below - 0.62 + MARGIN)
     _headline(sheet, explanation)
 
     middle = MARGIN + width + GAP
@@ -116,9 +116,9 @@ def explanation_figure(explanation: "Explanation", *, evidence: int = 3) -> Figu
     colours = ScalarMappable(Normalize(0, float(explanation.map_for().max()) / average), ATTENTION)
     sheet.colour_bar(middle + width + 0.07, top, height, colours, "attention, × uniform")
     left = middle + width + 0.75
-    _class_bars(sheet, left, top, total - MARGIN - left, height, explanation)
+    _class_bars(sheet, left, top, total - MARGIN - left, below - top - 0.62, explanation)
     if chosen:
-        _evidence_row(sheet, e, chosen, MARGIN, top + height + 0.62, width, height)
+        _evidence_row(sheet, e, chosen, MARGIN, below, width, height)
         sheet.text(MARGIN, sheet.height - MARGIN - 0.14, _what_evidence_is(explanation), SMALL, color=FAINT)
     return sheet.figure
 
