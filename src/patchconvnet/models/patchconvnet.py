@@ -286,6 +286,8 @@ class PatchConvNet(nn.Module):
         """Drop the blocks behind the last wanted one, and the classifier; returns the absolute indices kept."""
         take, last = feature_take_indices(len(self.trunk), indices)
         self.trunk = self.trunk[: last + 1]
+        self.feature_info = self.feature_info[: last + 1]
+        self.config = replace(self.config, depth=last + 1)
         if prune_head:
             self.reset_classifier(0, "")
         return take

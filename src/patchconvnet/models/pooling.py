@@ -74,7 +74,7 @@ class ClassAttention(nn.Module):
             scores = (patches @ folded.mT).mT + constant[:, None]  # (B, Q, N)
             if attend_self:
                 own = (folded * tokens).sum(-1, keepdim=True) + constant[:, None]  # (Q, 1)
-                scores = torch.cat([own.expand(len(patches), -1, -1), scores], -1)
+                scores = torch.cat([own.expand(patches.shape[0], -1, -1), scores], -1)
             weights = scores.softmax(-1)
             kept = self.drop(weights)
             if attend_self:
