@@ -130,6 +130,9 @@ def test_explanation_figure_says_what_its_evidence_is():
     assert "Exact: the patches sum to the class's logit less its bias." in exact
     assert "+0.50 of cat's logit of +4.00 is not in it" in first_order
     assert "Exact" not in first_order
+    averaged = words(made(exact=False, refine=3).figure())
+    assert "Averaged over shifts and flips: +0.50" in averaged
+    assert "4 × 4 patches, refined 3 × 3" in averaged
     assert "226 × 150 pixels" in exact
     assert "12 × 12 patches" in exact
     assert "asked: dog" in words(made(target=1).figure())

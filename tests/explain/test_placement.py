@@ -125,6 +125,7 @@ def test_refined_maps_are_finer_and_in_place(refine, padding):
     np.testing.assert_array_equal(refined.logits, plain.logits)
     assert refined.attention.sum() == pytest.approx(plain.attention.sum(), rel=1e-5)
     assert not refined.exact
+    assert refined.refine == refine
 
 
 def test_refined_map_of_a_mirrored_picture_is_mirrored():

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from patchconvnet.data.preprocessing import Geometry
@@ -82,6 +83,10 @@ class _Sheet:
             side.set(linewidth=0.5, color=FAINT)
         return axes
 
+    def rectangle(self, left: float, top: float, width: float, height: float, colour: str) -> None:
+        corner = (left / self.width, 1 - (top + height) / self.height)
+        self.figure.add_artist(Rectangle(corner, width / self.width, height / self.height, color=colour, linewidth=0))
+
     def colour_bar(self, left: float, top: float, height: float, colours: ScalarMappable, label: str) -> None:
         axes = self.axes(left, top, 0.09, height)
         bar = self.figure.colorbar(colours, cax=axes)
@@ -126,9 +131,11 @@ def explanation_figure(explanation: "Explanation", *, evidence: int = 3) -> Figu
 def _headline(sheet: _Sheet, explanation: "Explanation") -> None:
     best = explanation.predicted
     sheet.text(MARGIN, MARGIN - 0.08, f"{_short(best.name, 40)}  {best.probability:.1%}", TITLE, weight="bold")
-    h, w = explanation.attention.shape[1:]
+    h, w = (side // max(explanation.refine, 1) for side in explanation.grid.shape)
     picture = explanation.picture
     details = f"{_short(explanation.name, 40)}  ·  {picture.width} × {picture.height} pixels  ·  {w} × {h} patches"
+    if explanation.refine:
+        details += f", refined {explanation.refine} × {explanation.refine}"
     if explanation.target is not None:
         details = f"asked: {_short(explanation.subject.name)} {explanation.subject.probability:.1%}  ·  {details}"
     sheet.text(sheet.width - MARGIN, MARGIN - 0.03, details, SMALL, color=FAINT, ha="right")
@@ -139,11 +146,9 @@ def _class_bars(sheet: _Sheet, left: float, top: float, width: float, height: fl
     sheet.text(left, top - 0.2, "most likely", color=FAINT)
     pitch = min(height / len(listed), 0.5)
     for i, prediction in enumerate(listed):
-        axes = sheet.axes(left, top + i * pitch + 0.2, width, min(0.13, pitch - 0.21))
-        axes.barh(0, 1, color="#eeeeee", height=1)
-        axes.barh(0, prediction.probability, color=ACCENT if i == 0 else BAR, height=1)
-        axes.set(xlim=(0, 1), ylim=(-0.5, 0.5))
-        axes.axis("off")
+        bar = (left, top + i * pitch + 0.2, width, min(0.13, pitch - 0.21))
+        sheet.rectangle(*bar, "#eeeeee")
+        sheet.rectangle(bar[0], bar[1], width * prediction.probability, bar[3], ACCENT if i == 0 else BAR)
         weight = "bold" if prediction.index == e.subject.index else "normal"
         y = top + i * pitch + 0.04
         sheet.text(left, y, _short(prediction.name, max(8, int((width - 0.55) / 0.078))), TEXT, weight=weight)
@@ -239,7 +244,7 @@ def difference_figure(explanation: "Explanation", a: int | str, b: int | str) ->
         f"Logit of {names[0]} less logit of {names[1]}: {_signed(logits)} = {_signed(total)} from the patches "
         f"{_signed(bias)} from the biases"
     )
-    words += "." if abs(rest) < 0.005 else f" {_signed(rest)} beyond {'rounding' if e.exact else 'first order'}."
+    words += "." if abs(rest) < 0.005 else f" {_signed(rest)} that the evidence does not hold."
     words += f" Red speaks for {names[0]}, blue for {names[1]}."
     sheet.text(MARGIN, sheet.height - MARGIN - 0.1, words, SMALL, color=FAINT)
     return sheet.figure
@@ -527,8 +532,9 @@ def _what_evidence_is(e: "Explanation") -> str:
     rest = e.remainder.get(e.subject.index)
     if rest is None:
         return words
+    how = "Averaged over shifts and flips" if e.refine else "First order around this picture"
     return (
-        f"{words}First order around this picture: {_signed(rest)} of {_short(e.subject.name)}'s logit of "
+        f"{words}{how}: {_signed(rest)} of {_short(e.subject.name)}'s logit of "
         f"{_signed(float(e.logits[e.subject.index]))} is not in it."
     )
 

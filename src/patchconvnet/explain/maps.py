@@ -64,12 +64,13 @@ class Explanation:
             its own query. They sum to at most 1, see `class_token_share`.
         evidence: (K', h, w) float32, each patch's signed share of a class's logit, for `evidence_classes`.
         evidence_classes: K' class indices.
-        exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this picture,
-            see `remainder`.
+        exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this picture, or
+            an average over shifts and flips where `refine` is not 0. See `remainder`.
         grid: how the patches lie on the network input.
         geometry: how the network input lies on the picture.
         target: the class that was asked about; None for the predicted one.
         top: how many classes figures and reports list.
+        refine: how many times finer than the patches the maps are, both ways, by averaging; 0 for plain maps.
 
     Raises:
         UserError: a map or a logit is not a finite number.
@@ -88,6 +89,7 @@ class Explanation:
     geometry: Geometry
     target: int | None = None
     top: int = 5
+    refine: int = 0
 
     def __post_init__(self) -> None:
         for what in ("logits", "attention", "evidence"):
@@ -147,7 +149,7 @@ class Explanation:
 
     @property
     def remainder(self) -> dict[int, float]:
-        """By class with evidence, logit − bias − Σ evidence: rounding if `exact`, else what lies beyond first order."""
+        """By class with evidence, logit − bias − Σ evidence: rounding if `exact`, else what the evidence lacks."""
         sums = self.evidence.sum((1, 2), dtype=np.float64)
         return {
             k: float(self.logits[k] - self.bias[k] - total)
@@ -266,6 +268,7 @@ class Explanation:
             "grid": {
                 "height": self.grid.shape[0],
                 "width": self.grid.shape[1],
+                "refine": self.refine,
                 "step": {"y": self.grid.step[0], "x": self.grid.step[1]},
                 "first": {"y": self.grid.first[0], "x": self.grid.first[1]},
             },
@@ -435,6 +438,7 @@ def explain_batch(
                 geometry=preprocessing.geometry(picture.height, picture.width),
                 target=None if target is None else class_index(class_names, target),
                 top=min(top, len(class_names)),
+                refine=refine,
             )
         )
     return explanations
