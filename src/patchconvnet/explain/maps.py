@@ -64,8 +64,8 @@ class Explanation:
             its own query. They sum to at most 1, see `class_token_share`.
         evidence: (K', h, w) float32, each patch's signed share of a class's logit, for `evidence_classes`.
         evidence_classes: K' class indices.
-        exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this picture, or
-            an average over shifts and flips where `refine` is not 0. See `remainder`.
+        exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this picture,
+            or an average over shifts and flips where `refine` is not 0. See `remainder`.
         grid: how the patches lie on the network input.
         geometry: how the network input lies on the picture.
         target: the class that was asked about; None for the predicted one.
