@@ -1,20 +1,25 @@
-"""The command line: `patchconvnet train | evaluate | explain | models`. It parses, calls and prints; the work is elsewhere."""
+"""The command line: one command a thing people do. It parses, calls and prints; the work is elsewhere."""
 
 import logging
 import os
 import sys
 import warnings
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from patchconvnet import __version__
 from patchconvnet.errors import UserError
 
 DESCRIPTION = "Image classifiers that show where they look: train them, measure them, and see why they decided so."
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """jsonargparse's help, with the examples of a description on lines of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="patchconvnet", description=DESCRIPTION, version=__version__)
+    parser = ArgumentParser(
+        prog="patchconvnet", formatter_class=HelpFormatter, description=DESCRIPTION, version=__version__
+    )
     subcommands = parser.add_subcommands(required=False, metavar="COMMAND")
     for name, (build, _) in COMMANDS.items():
-        subcommands.add_subcommand(name, build())
+        subparser = build()
+        subcommands.add_subcommand(name, subparser, help=subparser.description.split(".")[0].split(":")[0])
     return parser
 
 
@@ -64,6 +72,7 @@ def _train_parser() -> ArgumentParser:
     from patchconvnet.training.recipe import recipe_parser
 
     parser = recipe_parser(
+        formatter_class=HelpFormatter,
         description="Train a network. Start from a recipe and change any field of it:\n\n"
         "  patchconvnet train --recipe digits\n"
         "  patchconvnet train --recipe cifar10_default --epochs 5 --out runs/quick\n"
@@ -87,8 +96,7 @@ def _train_parser() -> ArgumentParser:
 
 
 def _train(parser: ArgumentParser, values: Namespace) -> int:
-    from patchconvnet.training import train
-    from patchconvnet.training.loop import RECIPE_FILE, Machine
+    from patchconvnet.training.loop import RECIPE_FILE, Machine, train
     from patchconvnet.training.recipe import read_recipe, recipe_from
 
     out = values.out
@@ -117,6 +125,260 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
+# evaluate
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        formatter_class=HelpFormatter,
+        description="Measure a model on labelled pictures: loss, top-1, top-5, calibration, per class, confusion matrix.\n\n"
+        "  patchconvnet evaluate --model runs/quick/best --data cifar10\n"
+        "  patchconvnet evaluate --model runs/pets/best --data folder:my_pictures --split validation --out report",
+    )
+    _add_model_options(parser)
+    parser.add_argument("--data", required=True, help="cifar10, cifar100, digits or folder:PATH")
+    parser.add_argument("--root", default=None, help="where CIFAR lies or is downloaded to")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument(
+        "--validation", type=float | None, default=None, help="share or number set aside; as in the recipe"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of that choice; as in the recipe (data.seed)")
+    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    parser.add_argument(
+        "--size", type=_size_type(), default=None, help="another network input, SIDE or [HEIGHT, WIDTH]"
+    )
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read picture files")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="folder for evaluation.json, tables and confusion matrix"
+    )
+    return parser
+
+
+def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from patchconvnet.data import datasets
+    from patchconvnet.explain.maps import preprocessing_of
+    from patchconvnet.training.evaluation import evaluate
+    from patchconvnet.training.evaluation_files import save_evaluation
+
+    model, device = _load_model(values)
+    preprocessing = preprocessing_of(model)
+    if values.size is not None:
+        preprocessing = preprocessing.with_size(values.size)
+    data = datasets.load(
+        values.data, root=values.root, validation=values.validation, seed=values.seed, strict=values.strict,
+        show_progress=True,
+    )  # fmt: skip
+    split = data.require(values.split)
+    _check_class_names(model.metadata.class_names, data.class_names)
+    console = Console(highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{data.name} {values.split}", total=len(split))
+        result = evaluate(
+            model, split, preprocessing, batch_size=values.batch_size, device=device, workers=values.workers,
+            on_batch=lambda count: bar.advance(task, count),
+        )  # fmt: skip
+    _print_evaluation(console, result, f"{values.model} on {data.name}, {values.split}")
+    out = (
+        values.out or Path("evaluations") / f"{Path(values.model).name}-{data.name.replace('/', '_').replace(':', '_')}"
+    )
+    origin = {"model": str(values.model), "data": data.name, "split": values.split, "size": list(preprocessing.size)}
+    for path in save_evaluation(result, out, origin):
+        print(path)
+    return 0
+
+
+def _check_class_names(ours: list[str], theirs: list[str]) -> None:
+    if ours and list(ours) != list(theirs):
+        raise UserError(
+            f"the model's classes ({_listed(ours)}) are not the data's ({_listed(theirs)}); evaluate needs the same classes "
+            f"in the same order"
+        )
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f", … {len(names)} in all" if len(names) > most else "")
+
+
+def _print_evaluation(console: Any, result: Any, title: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("class")
+    for name in ("pictures", "recall", "precision"):
+        table.add_column(name, justify="right")
+    for row in result.per_class():
+        shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision"))
+        table.add_row(row["class"], f"{row['pictures']:,}", *shares)
+    if len(result.class_names) <= 40:
+        console.print(table)
+    console.print(
+        f"{result.count:,} pictures: loss {result.loss:.4f}, top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"calibration error {result.calibration_error:.2%}"
+    )
+
+
+# explain
+
+
+def _explain_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        formatter_class=HelpFormatter,
+        description="See what a model says about pictures and which patches made it say so.\n\n"
+        "  patchconvnet explain cat.jpg\n"
+        "  patchconvnet explain holiday/ 'more/*.png' --model runs/pets/best --out maps --target dog\n\n"
+        "For each picture: a figure, the map as .npy and as a transparent overlay, and a JSON. Without --model, a small\n"
+        "CIFAR-10 model that ships with the package is used, which knows airplane, automobile, bird, cat, deer, dog, frog,\n"
+        "horse, ship and truck.",
+    )
+    parser.add_argument("pictures", nargs="+", help="picture files, folders of them, or patterns in quotes")
+    _add_model_options(parser, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=Path("explanations"), help="folder for what is made")
+    parser.add_argument(
+        "--size",
+        type=_size_type(),
+        default=None,
+        help="another network input, SIDE or [HEIGHT, WIDTH]; larger: a finer grid",
+    )
+    parser.add_argument(
+        "--target", type=str | None, default=None, help="class to ask about instead of the predicted one"
+    )
+    parser.add_argument("--refine", type=int, default=0, help="average n × n shifts and both flips into a finer map")
+    parser.add_argument("--top", type=int, default=5, help="classes that figures list")
+    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    return parser
+
+
+def _explain(parser: ArgumentParser, values: Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from patchconvnet.data.folders import find_pictures
+    from patchconvnet.data.preprocessing import read_picture
+    from patchconvnet.explain import explain
+    from patchconvnet.explain.figures import contact_sheet, to_image
+
+    paths = find_pictures(values.pictures)
+    model, _ = _load_model(values)
+    console = Console(highlight=False)
+    explained, unreadable = [], []
+    with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
+        for path, stem in zip(bar.track(paths, description="explaining"), _unique_stems(paths), strict=True):
+            try:
+                picture = read_picture(path)
+            except UserError as error:
+                if values.strict:
+                    raise
+                unreadable.append(path)
+                console.print(f"skipped: {error}", style="yellow", soft_wrap=True)
+                continue
+            explanation = explain(
+                model, picture, size=values.size, target=values.target, refine=values.refine, top=values.top, name=stem
+            )
+            saved = explanation.save(values.out, stem)
+            likely = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.top_classes(3))
+            console.print(f"{path}: {likely} → {saved.figure}", soft_wrap=True)
+            explained.append(explanation.scaled(320))
+    if not explained:
+        raise UserError(f"none of the {len(paths)} pictures could be read")
+    if len(explained) > 1:
+        for i, sheet in enumerate(contact_sheet(explained)):
+            target = values.out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
+            to_image(sheet).save(target)
+            console.print(f"contact sheet: {target}", soft_wrap=True)
+    if unreadable:
+        console.print(f"{len(unreadable)} of {len(paths)} pictures could not be read and were left out")
+    return 0
+
+
+def _unique_stems(paths: list[Path]) -> list[str]:
+    """File names without ending; the folder's name, then a number, tells those apart that would overwrite each other."""
+    stems: list[str] = []
+    for path in paths:
+        stem = path.stem
+        if stem in stems:
+            stem = f"{path.parent.name}_{path.stem}"
+        number = 2
+        base = stem
+        while stem in stems:
+            stem, number = f"{base}_{number}", number + 1
+        stems.append(stem)
+    return stems
+
+
+# models
+
+
+def _models_parser() -> ArgumentParser:
+    return ArgumentParser(description="List the variants: parameters, operations, input size, published weights.")
+
+
+def _models(parser: ArgumentParser, values: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchconvnet.models.cost import family
+
+    table = Table(box=None)
+    table.add_column("model")
+    for name in ("parameters", "GMAC as published", "GMAC here", "input"):
+        table.add_column(name, justify="right")
+    table.add_column("published weights")
+    for variant in family():
+        table.add_row(
+            variant.name,
+            f"{variant.parameters:,}",
+            f"{variant.published / 1e9:.2f}",
+            f"{variant.ours / 1e9:.2f}",
+            "×".join(map(str, variant.input_size)),
+            "\n".join(variant.tags) or "–",
+        )
+    Console(highlight=False).print(table)
+    return 0
+
+
+# shared by the commands that use a trained model
+
+
+def _add_model_options(parser: ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--model",
+        default=default,
+        required=default is None,
+        help="a model folder, a published tag such as patchconvnet_s60.fb_in1k, a hub id (owner/name), or cifar10, the "
+        "model that ships with the package",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
+
+
+def _load_model(values: Namespace) -> tuple[Any, Any]:
+    import torch
+
+    from patchconvnet import PatchConvNet
+
+    name = values.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        model = PatchConvNet.from_pretrained(values.model).to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return model, device
+
+
+def _size_type() -> Any:
+    return int | tuple[int, int] | None
+
+
+SHIPPED = "cifar10"
+
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "train": (_train_parser, _train),
+    "evaluate": (_evaluate_parser, _evaluate),
+    "explain": (_explain_parser, _explain),
+    "models": (_models_parser, _models),
 }

@@ -6,9 +6,10 @@
 Pictures may lie in folders below a class's folder. Hidden files and operating systems' leftovers are passed over.
 """
 
+import glob
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -157,6 +158,36 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         for name in files:
             if not _is_junk(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
                 yield Path(parent, name)
+
+
+def find_pictures(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Picture files, for people who name files, folders and patterns.
+
+    Args:
+        sources: files, taken as they are; folders, with all pictures below them; patterns such as `pets/*.jpg`.
+
+    Returns:
+        Paths, each once, those of a folder or pattern in alphabetical order.
+
+    Raises:
+        UserError: a source that is none of these, or a folder or pattern without pictures.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_file():
+            paths = [path]
+        elif path.is_dir():
+            paths = sorted(_pictures_below(path))
+        else:
+            matches = (Path(name) for name in glob.glob(str(path), recursive=True))
+            paths = sorted(match for match in matches if match.suffix.lower() in PICTURE_SUFFIXES)
+            if not paths and not glob.has_magic(str(path)):
+                raise UserError(f"there is no picture or folder {source}.")
+        if not paths:
+            raise UserError(f"no pictures in {source}; known endings: {', '.join(sorted(PICTURE_SUFFIXES))}.")
+        found.update(dict.fromkeys(paths))
+    return list(found)
 
 
 def _readable(
