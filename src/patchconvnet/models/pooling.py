@@ -51,6 +51,7 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, num_queries: int = 1, drop: float = 0.0):
         super().__init__()
         self.scale = 1 / math.sqrt(dim)
+        self.num_queries = num_queries
         self.folded = num_queries <= MAX_FOLDED_QUERIES
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
