@@ -5,10 +5,10 @@ import os
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -25,15 +25,22 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     _quieten()
-    parser = _parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = ArgumentParser(
+        prog="patchconvnet", formatter_class=HelpFormatter, description=DESCRIPTION, version=__version__
+    )
+    subcommands = parser.add_subcommands(required=False, metavar="COMMAND")
+    # one command's options need half of the package; the others' need not be imported for it
+    named = [argument for argument in arguments[:1] if argument in COMMANDS]
+    parsers = {name: COMMANDS[name].parser() for name in named or COMMANDS}
+    for name, subparser in parsers.items():
+        subcommands.add_subcommand(name, subparser, help=COMMANDS[name].summary)
     try:
         values = parser.parse_args(arguments)
         if values.subcommand is None:
             parser.print_help()
             return 0
-        chosen = values[values.subcommand]
-        return COMMANDS[values.subcommand][1](_subparser(parser, values.subcommand), chosen)
+        return COMMANDS[values.subcommand].run(parsers[values.subcommand], values[values.subcommand])
     except UserError as error:
         print(f"patchconvnet: {error}", file=sys.stderr)
         return 2
@@ -42,19 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="patchconvnet", formatter_class=HelpFormatter, description=DESCRIPTION, version=__version__
-    )
-    subcommands = parser.add_subcommands(required=False, metavar="COMMAND")
-    for name, (build, _) in COMMANDS.items():
-        subparser = build()
-        subcommands.add_subcommand(name, subparser, help=subparser.description.split(".")[0].split(":")[0])
-    return parser
+class Command(NamedTuple):
+    """One of the things people do.
 
+    summary: for the list of commands.
+    parser: makes its command line.
+    run: does it, given that parser and what it parsed; returns the exit code.
+    """
 
-def _subparser(parser: ArgumentParser, name: str) -> ArgumentParser:
-    return parser._subcommands_action._name_parser_map[name]
+    summary: str
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[ArgumentParser, Namespace], int]
 
 
 def _quieten() -> None:
@@ -131,7 +136,7 @@ def _is_first_process() -> bool:
 def _evaluate_parser() -> ArgumentParser:
     parser = ArgumentParser(
         formatter_class=HelpFormatter,
-        description="Measure a model on labelled pictures: loss, top-1, top-5, calibration, per class, confusion matrix.\n\n"
+        description="Measure a model on labelled pictures: loss, top-1, top-5, calibration, per class, confusion.\n\n"
         "  patchconvnet evaluate --model runs/quick/best --data cifar10\n"
         "  patchconvnet evaluate --model runs/pets/best --data folder:my_pictures --split validation --out report",
     )
@@ -194,8 +199,8 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
 def _check_class_names(ours: list[str], theirs: list[str]) -> None:
     if ours and list(ours) != list(theirs):
         raise UserError(
-            f"the model's classes ({_listed(ours)}) are not the data's ({_listed(theirs)}); evaluate needs the same classes "
-            f"in the same order"
+            f"the model's classes ({_listed(ours)}) are not the data's ({_listed(theirs)}); "
+            f"evaluate needs the same classes in the same order"
         )
 
 
@@ -230,9 +235,9 @@ def _explain_parser() -> ArgumentParser:
         description="See what a model says about pictures and which patches made it say so.\n\n"
         "  patchconvnet explain cat.jpg\n"
         "  patchconvnet explain holiday/ 'more/*.png' --model runs/pets/best --out maps --target dog\n\n"
-        "For each picture: a figure, the map as .npy and as a transparent overlay, and a JSON. Without --model, a small\n"
-        "CIFAR-10 model that ships with the package is used, which knows airplane, automobile, bird, cat, deer, dog, frog,\n"
-        "horse, ship and truck.",
+        "For each picture: a figure, the map as .npy and as a transparent overlay, and a JSON. Without --model,\n"
+        "a small CIFAR-10 model that ships with the package is used, which knows airplane, automobile, bird, cat,\n"
+        "deer, dog, frog, horse, ship and truck.",
     )
     parser.add_argument("pictures", nargs="+", help="picture files, folders of them, or patterns in quotes")
     _add_model_options(parser, default=SHIPPED)
@@ -295,7 +300,7 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
 
 
 def _unique_stems(paths: list[Path]) -> list[str]:
-    """File names without ending; the folder's name, then a number, tells those apart that would overwrite each other."""
+    """File names without ending; where two are equal, the folder's name and then a number tell them apart."""
     stems: list[str] = []
     for path in paths:
         stem = path.stem
@@ -322,10 +327,10 @@ def _models(parser: ArgumentParser, values: Namespace) -> int:
 
     from patchconvnet.models.cost import family
 
-    table = Table(box=None)
-    table.add_column("model")
-    for name in ("parameters", "GMAC as published", "GMAC here", "input"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, caption=_MODELS_CAPTION, caption_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in ("parameters", "GMAC", "GMAC here", "input"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("published weights")
     for variant in family():
         table.add_row(
@@ -334,10 +339,16 @@ def _models(parser: ArgumentParser, values: Namespace) -> int:
             f"{variant.published / 1e9:.2f}",
             f"{variant.ours / 1e9:.2f}",
             "×".join(map(str, variant.input_size)),
-            "\n".join(variant.tags) or "–",
+            ", ".join(tag.partition(".")[2] for tag in variant.tags) or "–",
         )
     Console(highlight=False).print(table)
     return 0
+
+
+_MODELS_CAPTION = (
+    "\nGMAC: multiply-accumulates of one picture of the input size, in 10⁹, as published; here: what this package computes "
+    "for the same numbers.\nWeights are had as MODEL.WEIGHTS, such as patchconvnet_s60.fb_in1k."
+)
 
 
 # shared by the commands that use a trained model
@@ -376,9 +387,9 @@ def _size_type() -> Any:
 
 SHIPPED = "cifar10"
 
-COMMANDS: dict[str, tuple[Any, Any]] = {
-    "train": (_train_parser, _train),
-    "evaluate": (_evaluate_parser, _evaluate),
-    "explain": (_explain_parser, _explain),
-    "models": (_models_parser, _models),
+COMMANDS = {
+    "train": Command("train a network on your pictures", _train_parser, _train),
+    "evaluate": Command("measure a model on labelled pictures", _evaluate_parser, _evaluate),
+    "explain": Command("see what a model says about a picture, and which patches made it", _explain_parser, _explain),
+    "models": Command("list the variants and their published weights", _models_parser, _models),
 }
