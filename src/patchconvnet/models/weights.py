@@ -27,6 +27,7 @@ from patchconvnet.errors import UserError
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
 
+SHIPPED = Path(__file__).parents[1] / "pretrained"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
@@ -179,8 +180,8 @@ def load_pretrained(cls: type[ModelT], source: str | Path, **options: Any) -> Mo
 
     Args:
         cls: the network's class; `cls.kind` is its name in `config.json`, `cls(**architecture)` builds it.
-        source: a model folder, a hub id (`owner/name`, `owner/name@revision`) or a published tag such as
-            `patchconvnet_s60.fb_in1k`. A folder goes first.
+        source: a model folder, a hub id (`owner/name`, `owner/name@revision`), a published tag such as
+            `patchconvnet_s60.fb_in1k`, or a model that ships with the package (`cifar10`). A folder goes first.
         options: configuration fields to change, such as `drop_path_rate`. Another `num_classes` gets a fresh
             classifier, with fresh class tokens or queries where there is one a class, and no class names.
 
@@ -194,7 +195,14 @@ def load_pretrained(cls: type[ModelT], source: str | Path, **options: Any) -> Mo
         return _from_folder(cls, _download(source), source, options)
     if "/" in str(source) or isinstance(source, Path):
         raise UserError(f"there is no model folder {source}")
+    if source in shipped_models():
+        return _from_folder(cls, SHIPPED / source, source, options)
     return _from_tag(source, options)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that ship with the package, each good for `from_pretrained`."""
+    return sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG_FILE).is_file())
 
 
 def _from_folder(cls: type[ModelT], folder: Path, origin: str, options: dict[str, Any]) -> ModelT:
@@ -246,7 +254,8 @@ def _from_tag(tag: str, options: dict[str, Any]) -> Any:
     if tag not in published and not any(name.startswith(f"{tag}.") for name in published):
         close = difflib.get_close_matches(tag, published, n=3, cutoff=0.4) or published
         raise UserError(
-            f"{tag!r} is neither a model folder, nor a hub id (owner/name), nor a published tag; "
+            f"{tag!r} is neither a model folder, nor a hub id (owner/name), nor {', '.join(shipped_models())} that ships with "
+            f"the package, nor a published tag; "
             f"{'close to it' if close != published else 'published'}: {', '.join(close)}"
         )
     return timm.create_model(tag, pretrained=True, **options).eval()
