@@ -336,8 +336,8 @@ def _models(parser: ArgumentParser, values: Namespace) -> int:
         table.add_row(
             variant.name,
             f"{variant.parameters:,}",
-            f"{variant.published / 1e9:.2f}",
-            f"{variant.ours / 1e9:.2f}",
+            _giga(variant.published),
+            _giga(variant.ours),
             "×".join(map(str, variant.input_size)),
             ", ".join(tag.partition(".")[2] for tag in variant.tags) or "–",
         )
@@ -345,9 +345,13 @@ def _models(parser: ArgumentParser, values: Namespace) -> int:
     return 0
 
 
+def _giga(count: float) -> str:
+    return f"{count / 1e9:.2f}" if count >= 1e8 else f"{count / 1e9:.4f}"
+
+
 _MODELS_CAPTION = (
-    "\nGMAC: multiply-accumulates of one picture of the input size, in 10⁹, as published; here: what this package computes "
-    "for the same numbers.\nWeights are had as MODEL.WEIGHTS, such as patchconvnet_s60.fb_in1k."
+    "\nGMAC: multiply-accumulates of one picture of the input size, in 10⁹, as published; here: what this package "
+    "computes for the same numbers.\nWeights are had as MODEL.WEIGHTS, such as patchconvnet_s60.fb_in1k."
 )
 
 

@@ -254,8 +254,8 @@ def _from_tag(tag: str, options: dict[str, Any]) -> Any:
     if tag not in published and not any(name.startswith(f"{tag}.") for name in published):
         close = difflib.get_close_matches(tag, published, n=3, cutoff=0.4) or published
         raise UserError(
-            f"{tag!r} is neither a model folder, nor a hub id (owner/name), nor {', '.join(shipped_models())} that ships with "
-            f"the package, nor a published tag; "
+            f"{tag!r} is neither a model folder, nor a hub id (owner/name), nor a model that ships with the package "
+            f"({', '.join(shipped_models())}), nor a published tag; "
             f"{'close to it' if close != published else 'published'}: {', '.join(close)}"
         )
     return timm.create_model(tag, pretrained=True, **options).eval()
