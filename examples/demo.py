@@ -34,7 +34,7 @@ def main() -> None:
         run / "attention" / "evolution.png",
         run / "attention" / "evolution.gif",
         OUT / "evaluation" / "confusion.png",
-        *(OUT / "explanations" / f"{name}.png" for name in PHOTOGRAPHS),
+        *(OUT / "explanations" / f"{name}_figure.png" for name in PHOTOGRAPHS),
         OUT / "explanations" / "contact_sheet.png",
     ):
         print(f"  {figure}")

@@ -180,7 +180,7 @@ def test_json_round_trip(pooling, picture):
 def test_save_writes_whole_files(model, picture, tmp_path):
     explanation = explain(model, picture, name="tabby")
     files = explanation.save(tmp_path / "new")
-    names = ["tabby.json", "tabby.png", "tabby_map.npy", "tabby_overlay.png"]
+    names = ["tabby.json", "tabby_figure.png", "tabby_map.npy", "tabby_overlay.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
     np.testing.assert_array_equal(np.load(files.map), explanation.map_for())
     with Image.open(files.overlay) as overlay:

@@ -308,7 +308,8 @@ class Explanation:
             stem: how the files' names begin; the picture's name by default.
 
         Returns:
-            `stem.png` (figure), `stem_overlay.png` (`overlay`), `stem_map.npy` (`map_for`) and `stem.json` (`to_dict`).
+            `stem_figure.png`, `stem_overlay.png` (`overlay`), `stem_map.npy` (`map_for`) and `stem.json` (`to_dict`).
+            None is called `stem.png`: that may be the picture itself.
 
         Raises:
             UserError: the folder cannot be written.
@@ -316,7 +317,7 @@ class Explanation:
         base = Path(folder)
         stem = self.name if stem is None else stem
         files = Saved(
-            base / f"{stem}.png", base / f"{stem}_overlay.png", base / f"{stem}_map.npy", base / f"{stem}.json"
+            base / f"{stem}_figure.png", base / f"{stem}_overlay.png", base / f"{stem}_map.npy", base / f"{stem}.json"
         )
         figure, overlay = self.figure(), self.overlay()
         try:

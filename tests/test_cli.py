@@ -1,0 +1,154 @@
+"""The command line: what it makes, and that a user's mistake gets a sentence and exit code 2, never a traceback."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from skimage import data
+
+from patchconvnet import PatchConvNet
+from patchconvnet.cli import main
+from patchconvnet.models import Metadata
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photograph") / "cat.png"
+    Image.fromarray(data.chelsea()[:200, :300]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for digits with random weights: good enough to be wrong with."""
+    torch.manual_seed(0)
+    model: PatchConvNet = timm.create_model("patchconvnet_micro", num_classes=10)
+    model.metadata = Metadata(class_names=[str(k) for k in range(10)], preprocessing={"size": [32, 32]})
+    return model.save_pretrained(tmp_path_factory.mktemp("model") / "digits")
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as leaving:  # argparse's way out
+        code = int(leaving.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys)
+    assert code == 0
+    for command in ("train", "evaluate", "explain", "models"):
+        assert command in out
+        code, of_command, _ = answer(capsys, command, "--help")
+        assert code == 0
+        assert "  patchconvnet " in of_command or command == "models"  # an example on a line of its own
+
+
+def test_explains_a_rectangle(
+    photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = answer(capsys, "explain", photograph, "--model", digits_model, "--out", tmp_path)
+    assert code == 0
+    assert "cat.png" in out
+    record = json.loads((tmp_path / "cat.json").read_text())
+    attention = np.load(tmp_path / "cat_map.npy")
+    assert attention.shape == (8, 8)
+    assert attention.sum() == pytest.approx(1, abs=1e-5)
+    assert Image.open(tmp_path / "cat_overlay.png").size == (300, 200)
+    assert Image.open(tmp_path / "cat_overlay.png").mode == "RGBA"
+    assert Image.open(tmp_path / "cat_figure.png").size[0] > 400
+    assert "cat" in json.dumps(record)
+
+
+def test_explains_at_another_size_and_for_another_class(
+    photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--size", "[48, 64]", "--target", "3", "--refine", "1", "--out", tmp_path)
+    code, _, _ = answer(capsys, "explain", photograph, "--model", digits_model, *arguments)
+    assert code == 0
+    assert np.load(tmp_path / "cat_map.npy").shape == (12, 16)
+
+
+def test_explains_a_folder_and_leaves_out_what_is_no_picture(
+    photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for target in (folder / "cat.png", folder / "more" / "cat.png"):
+        target.write_bytes(photograph.read_bytes())
+    (folder / "note.jpg").write_text("not a picture")
+    out_folder = tmp_path / "out"
+    code, out, _ = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder)
+    assert code == 0
+    assert "note.jpg" in out
+    assert "1 of 3 pictures could not be read" in out
+    assert sorted(path.name for path in out_folder.glob("*.json")) == ["cat.json", "more_cat.json"]
+    assert (out_folder / "contact_sheet.png").is_file()
+    code, _, err = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder, "--strict")
+    assert code == 2
+    assert "note.jpg" in err
+
+
+def test_evaluates(digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "evaluate", "--model", digits_model, "--data", "digits", "--out", tmp_path)
+    assert code == 0
+    assert "top-1" in out
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    confusion = np.loadtxt(tmp_path / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11))
+    assert confusion.sum() == result["pictures"] == 270
+    assert np.trace(confusion) / 270 == pytest.approx(result["top1"])
+    assert len((tmp_path / "per_class.csv").read_text().splitlines()) == 11
+    assert Image.open(tmp_path / "confusion.png").size[0] > 200
+
+
+def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = answer(capsys, "models")
+    assert code == 0
+    assert "25,231,096" in out
+    assert "fb_in21k_ft_in1k_512" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("explain", "nowhere.jpg"), "nowhere.jpg"),
+        (("explain", "{photo}", "--model", "no_such_model"), "no_such_model"),
+        (("explain", "{photo}", "--model", "{model}", "--target", "elephant"), "elephant"),
+        (("explain", "{photo}", "--model", "{model}", "--size", "2"), "patch"),
+        (("explain", "{photo}", "--model", "{model}", "--device", "toaster"), "toaster"),
+        (("explain", "{text}", "--model", "{model}"), "none of the 1 pictures"),
+        (("evaluate", "--model", "{model}", "--data", "cifar11"), "cifar10"),
+        (("evaluate", "--model", "{model}", "--data", "folder:/no/such/folder"), "/no/such/folder"),
+        (("evaluate", "--model", "{model}"), "data"),
+        (("train", "--recipe", "no_such_recipe"), "digits"),
+        (("train", "--recipe", "digits", "--epochs", "0"), "epochs"),
+        (("train", "--recipe", "digits", "--epochs", "many"), "epochs"),
+        (("train", "--recipe", "digits", "--colour", "red"), "colour"),
+        (("train", "--resume"), "--out"),
+        (("train", "--resume", "--out", "{empty}"), "nothing to resume"),
+        (("train", "--recipe", "digits", "--model.name", "resnext9000", "--out", "{empty}"), "resnext9000"),
+        (("trian",), "train"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(
+    arguments: tuple[str, ...],
+    words: str,
+    photograph: Path,
+    digits_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    places = {"photo": photograph, "model": digits_model, "text": text, "empty": tmp_path / "run"}
+    code, out, err = answer(capsys, *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert words in err + out
+    assert "Traceback" not in err
