@@ -6,6 +6,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -13,7 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from patchconvnet import PatchConvNet, UserError
-from patchconvnet.models.checkpoints import imagenet_class_names, load_checkpoint, official_name
+from patchconvnet.models.checkpoints import (
+    imagenet_class_names,
+    load_checkpoint,
+    official_name,
+    read_keras_weights,
+)
 from patchconvnet.models.weights import published_tags
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -323,3 +329,68 @@ def test_imagenet_has_a_thousand_different_names() -> None:
 def test_pretrained_is_never_ignored(name: str) -> None:
     with pytest.raises(UserError, match=r"there are no published weights of patchconvnet_.*; published: patchconvnet_"):
         timm.create_model(name, pretrained=True)
+
+
+# The Keras example's weights, saved by Keras (fixtures/make_keras_weights.py)
+
+
+def preprocessed() -> tuple[torch.Tensor, np.ndarray]:
+    with np.load(FIXTURES / "golden_seed.npz") as archive:
+        return torch.from_numpy(archive["act.preprocessed"]).permute(0, 3, 1, 2), archive["act.logits"]
+
+
+def test_a_keras_file_gives_the_logits_of_keras() -> None:
+    image, logits = preprocessed()
+    model = timm.create_model("patchconvnet_keras", embed_dim=32).eval()
+    load_checkpoint(model, FIXTURES / "keras_own.weights.h5")
+    assert torch.allclose(model(image), torch.from_numpy(logits), atol=1e-5, rtol=0)
+    assert not torch.equal(model.trunk[0].conv1.weight, model.trunk[1].conv1.weight)
+
+
+def test_a_keras_file_whose_blocks_share_their_layers_gives_the_logits_of_keras() -> None:
+    image, _ = preprocessed()
+    model = timm.create_model("patchconvnet_keras", embed_dim=16).eval()
+    load_checkpoint(model, FIXTURES / "keras_shared.weights.h5")
+    with np.load(FIXTURES / "keras_shared.npz") as expected:
+        output = model(image, return_attention=True)
+        assert torch.allclose(output.logits, torch.from_numpy(expected["logits"]), atol=1e-5, rtol=0)
+        assert torch.allclose(output.attention[:, 0], torch.from_numpy(expected["attention"]), atol=1e-5, rtol=0)
+    for ours, theirs in zip(model.trunk[0].parameters(), model.trunk[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()  # a copy each, so that training can part them
+
+
+def damaged_keras(tmp_path: Path, remove: str) -> Path:
+    path = tmp_path / "damaged.weights.h5"
+    path.write_bytes((FIXTURES / "keras_own.weights.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file[remove]
+    return path
+
+
+def test_a_keras_file_that_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
+    model = timm.create_model("patchconvnet_keras", embed_dim=32)
+    with pytest.raises(UserError, match=r"'stem\.convs\.0\.weight' of shape \(8, 3, 3, 3\)"):
+        load_checkpoint(model, FIXTURES / "keras_shared.weights.h5")
+    with pytest.raises(UserError, match="has no class token"):
+        load_checkpoint(model, damaged_keras(tmp_path, "attention_pooling/vars/0"))
+    with pytest.raises(UserError, match="does not hold the Keras example's network"):
+        load_checkpoint(model, damaged_keras(tmp_path, "attention_pooling"))
+    with pytest.raises(UserError, match=r"lacks 'pooling\.mlp\.fc2\.weight' \(and 1 more\)"):
+        load_checkpoint(model, damaged_keras(tmp_path, "attention_pooling/mlp/layers/dense_1"))
+    with pytest.raises(UserError, match=r"lacks 'trunk\.1\.conv1\.weight'"):  # no copy of the other block's
+        load_checkpoint(model, damaged_keras(tmp_path, "layers/trunk/trunk_blocks/sequential_1/layers/conv2d"))
+    whole = (FIXTURES / "keras_own.weights.h5").read_bytes()
+    for content in (b"", b"no HDF5", whole[: len(whole) // 2]):
+        (tmp_path / "cut.weights.h5").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged or not a Keras weights file"):
+            load_checkpoint(model, tmp_path / "cut.weights.h5")
+
+
+def test_what_is_no_weight_in_a_keras_file_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "trained.weights.h5"
+    path.write_bytes((FIXTURES / "keras_own.weights.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["optimizer/vars/0"] = np.zeros(3)
+        file["attention_pooling/mlp/layers/dropout/seed_generator/vars/0"] = np.zeros(2)
+    assert set(read_keras_weights(path)) == set(read_keras_weights(FIXTURES / "keras_own.weights.h5"))

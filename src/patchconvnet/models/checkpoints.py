@@ -41,7 +41,7 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
     Args:
         model: a `PatchConvNet`.
         source: a file or URL. A PyTorch file (`.pth`, `.pt`; the paper's names or ours, the state dict bare or under
-            "model") or a `.safetensors` file.
+            "model"), a `.safetensors` file, or a Keras 3 `.weights.h5` of the Keras example.
         cache_dir: where a download is kept; PyTorch's hub directory when left out.
 
     Raises:
@@ -56,6 +56,9 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
             raise UserError(f"cannot download {source}: {error}") from error
     if not path.is_file():
         raise UserError(f"there is no checkpoint {source}")
+    if path.suffix == ".h5":
+        load_state(model, convert_keras(read_keras_weights(path)), str(source))
+        return
     checkpoint = _read_checkpoint(path)
     load_state(model, convert_official(checkpoint), str(source), lambda key: official_name(key, model.class_wise))
 
@@ -240,3 +243,80 @@ def _as_matrix(kernel: Tensor, layer: str) -> Tensor:
     if kernel.ndim == 3:  # attention: (C, heads, C_head) in, (heads, C_head, C) out
         return kernel.flatten(0, 1) if layer.endswith(".proj") else kernel.flatten(1)
     return kernel
+
+
+# A Keras 3 file names a layer by attributes, and in lists by its class, numbered from the second on. These are the ends
+# of such paths, the same in files of Keras 3.0.5, 3.3.3 and 3.15.1.
+_KERAS_PATHS: dict[str, dict[str, str]] = {
+    r"trunk_blocks/sequential(?:_(?P<block>\d+))?/layers": {
+        "layer_normalization": "norm",
+        "conv2d": "conv1",
+        "conv2d_1": "conv2",
+        "conv2d_2": "conv3",
+        "squeeze_excite/reduction": "se.reduce",
+        "squeeze_excite/excite": "se.expand",
+    },
+    r"attention_pooling": {
+        "": "cls",
+        **{f"layer_norm{i}": f"norm{i}" for i in (1, 2, 3)},
+        **{f"attention/{name}_dense": f"attention.{name}" for name in ("query", "key", "value")},
+        "attention/output_dense": "attention.out",
+        "mlp/layers/dense": "mlp.fc1",
+        "mlp/layers/dense_1": "mlp.fc2",
+        "dense": "head",
+    },
+    r"layers": {"conv2d": "stem.conv1", "conv2d_1": "stem.conv2"},
+}
+
+
+def read_keras_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """What `model.save_weights("….weights.h5")` of the Keras example wrote, by the names that `convert_keras` takes.
+
+    In the example all blocks of the trunk are made of the same layers, which the file has once; here each block gets a
+    copy. The file does not say which GELU it was trained with; see `act` in `PatchConvNetConfig`.
+
+    Raises:
+        UserError: when h5py is not installed, or the file is damaged or another network's.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("reading Keras weights needs h5py: pip install 'patchconvnet[keras]'") from error
+    arrays: dict[str, np.ndarray] = {}
+    paths: list[str] = []
+    try:
+        with h5py.File(path) as file:
+            file.visit(paths.append)
+            for name in paths:
+                if isinstance(file[name], h5py.Dataset) and (key := _keras_key(name)):
+                    arrays[key] = np.asarray(file[name])
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or not a Keras weights file: {first_line(error)}") from error
+    if "head.kernel" not in arrays:
+        raise UserError(f"{path} does not hold the Keras example's network: there is no attention_pooling/dense in it")
+    if "cls" not in arrays:
+        raise UserError(
+            f"{path} has no class token: Keras 3 saves it only when it is a keras.Variable, not a tf.Variable"
+        )
+    blocks = {
+        int(match[1] or 0) for name in paths if (match := re.search(r"trunk_blocks/sequential(?:_(\d+))?$", name))
+    }
+    first = {key.removeprefix("trunk.0."): array for key, array in arrays.items() if key.startswith("trunk.0.")}
+    for block in blocks:
+        if not any(key.startswith(f"trunk.{block}.") for key in arrays):
+            arrays |= {f"trunk.{block}.{key}": array for key, array in first.items()}
+    return arrays
+
+
+def _keras_key(path: str) -> str | None:
+    """The name of the array at `path`; None for what is no weight of the network (optimizer, random state, metrics)."""
+    layer, _, index = path.rpartition("/vars/")
+    for front, names in _KERAS_PATHS.items():
+        if match := re.fullmatch(rf"(?:.*/)?{front}(?:/(?P<layer>.+))?", layer):
+            name = names.get(match["layer"] or "")
+            if name is None or name == "cls":
+                return name
+            leaves = {"0": "gamma", "1": "beta"} if "norm" in name else {"0": "kernel", "1": "bias"}
+            block = f"trunk.{int(match['block'] or 0)}." if "block" in match.groupdict() else ""
+            return f"{block}{name}.{leaves.get(index, index)}"
+    return None
