@@ -359,12 +359,11 @@ def test_compile(variant: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["patchconvnet_s60", "patchconvnet_mini"])
-def test_compile_with_inductor(variant: str) -> None:
-    model = tiny(variant)
+def test_compile_with_inductor() -> None:
+    model = tiny("patchconvnet_s60", depth=1)
     torch.compiler.reset()
     compiled = torch.compile(model)
-    for image in (picture(model), picture(model, 3), picture(model, 1, 33, 47)):
+    for image in (picture(model), picture(model, 3, 33, 47)):
         close(compiled(image), model(image))
 
 

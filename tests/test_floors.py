@@ -1,0 +1,96 @@
+"""The floors of docs/architecture.md: who may import whom. Read from the source; imports inside functions count too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import patchconvnet
+
+ROOT = Path(patchconvnet.__file__).parent
+MODULES = {
+    ".".join(("patchconvnet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# what each part of the package may import besides itself
+FLOORS: dict[str, set[str]] = {
+    "errors": set(),
+    "models": {"errors"},
+    "data": {"errors"},
+    "explain": {"errors", "models", "data"},
+    "training": {"errors", "models", "data"},
+    "deploy": {"errors", "models", "data", "explain"},
+    "cli": {"errors", "models", "data", "explain", "training", "deploy"},
+    "__main__": {"cli"},
+}
+# training shows attention through explain, in its monitor and nowhere else
+EXCEPTIONS = {"patchconvnet.training.monitor": {"explain"}}
+
+
+def imports(module: str, for_types: bool = True) -> set[str]:
+    """The modules of the package that `module` imports, with a package for what its `__init__` holds.
+
+    Args:
+        for_types: count what stands under `if TYPE_CHECKING`, which is never imported when the package runs.
+    """
+    path = MODULES[module]
+    tree = ast.parse(path.read_text())
+    if not for_types:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = node.module or ""
+            if node.level:
+                base = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                parent = ".".join([*base[: len(base) - node.level + 1], *filter(None, [node.module])])
+            for alias in node.names:
+                name = f"{parent}.{alias.name}"
+                found.add(name if name in MODULES else parent)
+    return {name for name in found if name.split(".")[0] == "patchconvnet"} - {module}
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module)])
+def test_no_import_runs_upward_or_sideways(module: str) -> None:
+    allowed = FLOORS[part(module)] | {part(module)} | EXCEPTIONS.get(module, set())
+    for imported in imports(module):
+        assert imported in MODULES, f"{module} imports {imported}, which does not exist"
+        if (
+            imported == "patchconvnet"
+        ):  # its names come from these floors; above them they may be had from the front door
+            assert allowed >= {"errors", "models"}, f"{module} imports the package's front door from below"
+        else:
+            assert part(imported) in allowed, f"{module} must not import {imported}"
+
+
+def test_the_front_door_opens_the_ground_floor_only() -> None:
+    assert {part(imported) for imported in imports("patchconvnet")} <= {"errors", "models"}
+
+
+def test_there_is_no_circle() -> None:
+    graph = {module: imports(module, for_types=False) for module in MODULES}
+    finished: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle of imports: {' → '.join((*way, module))}"
+        if module not in finished:
+            for imported in graph.get(module, set()):
+                visit(imported, (*way, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_helpers_live_with_their_subject() -> None:
+    names = {path.stem for path in MODULES.values()}
+    assert not names & {"utils", "util", "helpers", "misc", "common"}
