@@ -1,7 +1,8 @@
 """The command line: one command a thing people do. It parses, calls and prints; the work is elsewhere."""
 
+import argparse
 import logging
-import os
+import shlex
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     _quieten()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["train"]:
+        arguments = ["train", *_recipe_first(arguments[1:])]
     parser = ArgumentParser(
         prog="patchconvnet", formatter_class=HelpFormatter, description=DESCRIPTION, version=__version__
     )
@@ -66,8 +69,8 @@ def _quieten() -> None:
     # what a user can do nothing about: Fabric's notes on precision and tips, torch's notes on a missing GPU
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torch")
-    for name in ("lightning.fabric", "lightning.fabric.utilities", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for part in ("fabric", "pytorch"):  # importing either makes it the one that both write to
+        logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 # train
@@ -94,15 +97,35 @@ def _train_parser() -> ArgumentParser:
         help="go on with the run in --out after its last whole epoch; 'auto': begin if there is none yet",
     )
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument("--devices", type=int, default=1, help="devices on each machine")
-    parser.add_argument("--nodes", type=int, default=1, help="machines; start the same command on each under torchrun")
-    parser.add_argument("--strategy", default="auto", help="auto, ddp or fsdp")
+    parser.add_argument("--devices", type=int | None, default=None, help="on each machine; 1, or what torchrun says")
+    parser.add_argument("--nodes", type=int | None, default=None, help="machines; run the same on each under torchrun")
+    parser.add_argument("--strategy", default="auto", help="auto, ddp (whole networks) or fsdp (weights divided)")
     return parser
 
 
+def _recipe_first(arguments: list[str]) -> list[str]:
+    """`--recipe` sets what the other options change, wherever it stands; a resumed run has its own."""
+    from patchconvnet.training.run_folder import RECIPE_FILE
+
+    probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    probe.add_argument("--recipe", action="append", default=[])
+    try:
+        recipes, others = probe.parse_known_args(arguments)
+        probe.add_argument("--out")
+        probe.add_argument("--resume", nargs="?", const="yes", default="no")
+        known, _ = probe.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return arguments  # the real parser has the words for it
+    chosen = recipes.recipe
+    if not chosen and known.resume != "no" and known.out and (Path(known.out) / RECIPE_FILE).is_file():
+        chosen = [str(Path(known.out) / RECIPE_FILE)]
+    return [word for recipe in chosen for word in ("--recipe", recipe)] + others
+
+
 def _train(parser: ArgumentParser, values: Namespace) -> int:
-    from patchconvnet.training.loop import RECIPE_FILE, Machine, train
-    from patchconvnet.training.recipe import read_recipe, recipe_from
+    from patchconvnet.training.loop import train
+    from patchconvnet.training.machine import Machine
+    from patchconvnet.training.recipe import recipe_from
 
     out = values.out
     if out is None:
@@ -110,24 +133,21 @@ def _train(parser: ArgumentParser, values: Namespace) -> int:
             raise UserError("--resume needs --out, the run folder to go on with")
         name = Path(str(values.recipe[0])).stem if values.recipe else "run"
         out = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    saved = out / RECIPE_FILE
-    if values.resume != "no" and not values.recipe and saved.is_file():
-        recipe = read_recipe(saved)
-    else:
-        recipe = recipe_from(parser, values)
     machine = Machine(values.accelerator, values.devices, values.nodes, values.strategy)
     try:
-        best = train(recipe, out, resume=values.resume, machine=machine)
+        train(recipe_from(parser, values), out, resume=values.resume, machine=machine)
     except KeyboardInterrupt:
-        print(f"\npatchconvnet: interrupted; go on with: patchconvnet train --resume --out {out}", file=sys.stderr)
+        if _is_first_process():
+            again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
+            print(f"\npatchconvnet: interrupted; go on with: {again}", file=sys.stderr)
         return 130
-    if _is_first_process():
-        print(f"model folder: {best}\nattention pictures: {out / 'attention'}")
     return 0
 
 
 def _is_first_process() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return rank_zero_only.rank == 0
 
 
 # evaluate

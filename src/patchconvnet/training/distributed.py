@@ -38,11 +38,16 @@ class SynchronisedBatchNorm(SynchronisedBatchNorm2d):
         return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+    BatchNorm: SynchronisedBatchNorm,
+    nn.BatchNorm2d: SynchronisedBatchNorm2d,
+}
+
+
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let every batch norm of the model use the global batch's statistics. Parameters and state dict stay as they are."""
+    """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept."""
     for module in model.modules():
         # the class is swapped in place: the parameters, which an optimizer may hold already, stay the same objects
-        if type(module) is BatchNorm:
-            module.__class__ = SynchronisedBatchNorm
-        elif type(module) is nn.BatchNorm2d:
-            module.__class__ = SynchronisedBatchNorm2d
+        synchronised = SYNCHRONISED.get(type(module))
+        if synchronised is not None:
+            module.__class__ = synchronised

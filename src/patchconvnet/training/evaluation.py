@@ -98,10 +98,11 @@ def evaluate(
     classes = len(split.class_names)
     metrics = MetricCollection(
         {
-            "loss": MeanMetric(),
-            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro"),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS),
-            "confusion": MulticlassConfusionMatrix(classes),
+            # validate_args would look at every batch's values, for which a GPU has to be waited for
+            "loss": MeanMetric(nan_strategy="disable"),
+            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False),
+            "calibration_error": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, validate_args=False),
+            "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
         },
         compute_groups=False,
     ).to(device)

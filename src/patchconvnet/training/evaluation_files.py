@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from patchconvnet.training.checkpoint import write_text
 from patchconvnet.training.evaluation import Evaluation
+from patchconvnet.training.run_folder import write_text
 
 MAX_WRITTEN_CLASSES = 30  # above that, names and counts in the picture's cells cannot be read
 

@@ -1,19 +1,19 @@
-"""Attention pictures while training: the same few pictures beside their maps, every k epochs, and at the end over all epochs."""
+"""Attention while training: a few pictures beside their maps every k epochs, and at the end over all epochs."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing, pixels
-from patchconvnet.data.splits import Split, stratified_split
+from patchconvnet.data.splits import Split
 from patchconvnet.explain import figures
-from patchconvnet.explain.placement import Grid, patch_grid
+from patchconvnet.explain.placement import patch_grid
 from patchconvnet.training.recipe import MonitorOptions
 
-FOLDER = Path("attention")
+MOST_FRAMES = 60  # of the animation
 
 
 class AttentionMonitor:
@@ -23,15 +23,13 @@ class AttentionMonitor:
         split: where the pictures are chosen from, evenly over the classes.
         preprocessing: from picture to network input.
         options: how many, how often.
-        run: the run folder; pictures go to its `attention/`.
+        folder: where the drawings go.
         seed: of the choice.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, options: MonitorOptions, run: Path, seed: int):
-        self.split, self.preprocessing, self.options, self.folder = split, preprocessing, options, run / FOLDER
-        self.grid: Grid | None = None
-        count = min(options.pictures, len(split))
-        self.indices = stratified_split(split.labels, [count], seed)[0]
+    def __init__(self, split: Split, preprocessing: Preprocessing, options: MonitorOptions, folder: Path, seed: int):
+        self.split, self.preprocessing, self.options, self.folder = split, preprocessing, options, folder
+        self.indices = _evenly_over_classes(split.labels, options.pictures, seed)
 
     def is_due(self, epoch: int, last_epoch: int) -> bool:
         """Whether a picture is drawn after this epoch, counted from 0."""
@@ -39,7 +37,7 @@ class AttentionMonitor:
         return bool(every) and ((epoch + 1) % every == 0 or epoch == last_epoch)
 
     def draw(self, model: nn.Module, epoch: int, device: torch.device) -> np.ndarray:
-        """Draw the grid for an epoch (counted from 0) into `attention/`, and keep its maps for `draw_evolution`.
+        """Draw the grid for an epoch (counted from 0) into the folder, and keep its maps for `draw_evolution`.
 
         Returns:
             The grid as (H, W, 3) uint8.
@@ -59,34 +57,41 @@ class AttentionMonitor:
         maps = attention[torch.arange(len(rows), device=rows.device), rows].cpu().numpy()  # (n, h, w)
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self._maps_file(epoch), maps)
-        self.grid = patch_grid(model, self.preprocessing.size, maps.shape[1:])
+        grid = patch_grid(model, self.preprocessing.size, maps.shape[1:])
         names = self.split.class_names
         titles = [
             names[p] if p == t else f"{names[p]} (is {names[t]})"
             for p, t in zip(predicted.tolist(), labels.tolist(), strict=True)
         ]
         drawn = figures.to_image(
-            figures.attention_grid(self._pictures(), maps, titles, heading=f"epoch {epoch + 1}", grid=self.grid)
+            figures.attention_grid(self._pictures(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
         )
         drawn.save(self.folder / f"epoch_{epoch + 1:03d}.png")
         return np.asarray(drawn.convert("RGB"))
 
-    def draw_evolution(self) -> list[Path]:
+    def draw_evolution(self, model: nn.Module) -> list[Path]:
         """One figure and one GIF of the same pictures' maps over the epochs drawn so far; returns their paths."""
-        files = sorted(self.folder.glob("maps_*.npy"))
-        if not files:
+        epochs = self._drawn()
+        if not epochs:
             return []
-        epochs = [int(file.stem.split("_")[1]) for file in files]
-        maps = np.stack([np.load(file) for file in files])  # (epochs, n, h, w)
+        epochs = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, MOST_FRAMES).round().astype(int))]
+        maps = np.stack([np.load(self._maps_file(epoch - 1)) for epoch in epochs])  # (epochs, n, h, w)
         pictures = self._pictures()
+        grid = patch_grid(model, self.preprocessing.size, maps.shape[2:])
         figure, animation = self.folder / "evolution.png", self.folder / "evolution.gif"
-        figures.to_image(figures.attention_evolution(pictures, maps, epochs, grid=self.grid)).save(figure)
-        frames = [
-            figures.to_image(figures.attention_grid(pictures, frame, heading=f"epoch {epoch}", grid=self.grid))
-            for frame, epoch in zip(maps, epochs, strict=True)
-        ]
-        figures.write_gif(frames, animation)
+        figures.to_image(figures.attention_evolution(pictures, maps, epochs, grid=grid)).save(figure)
+        figures.write_gif(figures.evolution_frames(pictures, maps, epochs, grid=grid), animation)
         return [figure, animation]
+
+    def forget_after(self, epochs: int) -> None:
+        """Remove what a killed run drew of epochs that will be repeated; `epochs` are done."""
+        for epoch in self._drawn():
+            if epoch > epochs:
+                self._maps_file(epoch - 1).unlink()
+
+    def _drawn(self) -> list[int]:
+        """Epochs with maps, counted from 1."""
+        return sorted(int(file.stem.split("_")[1]) for file in self.folder.glob("maps_*.npy"))
 
     def _pictures(self) -> np.ndarray:
         """(n, 3, H, W) uint8: the pictures as the network gets them, before normalisation."""
@@ -96,3 +101,14 @@ class AttentionMonitor:
 
     def _maps_file(self, epoch: int) -> Path:
         return self.folder / f"maps_{epoch + 1:05d}.npy"
+
+
+def _evenly_over_classes(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Places of `count` pictures chosen at random, a class getting its second only after all have their first."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    turn = torch.empty_like(order)  # which of its class's pictures each one is, in that order
+    for label in labels.unique():
+        members = labels[order] == label
+        turn[members] = torch.arange(int(members.sum()))
+    chosen = order[turn.argsort(stable=True)[:count]]
+    return chosen[labels[chosen].argsort(stable=True)]

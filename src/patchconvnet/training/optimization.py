@@ -1,12 +1,14 @@
 """The optimizer, which weights it decays, and the learning rate's schedule."""
 
+import difflib
 import math
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from patchconvnet.errors import UserError
+from patchconvnet.models.patchconvnet import PatchConvNet
 from patchconvnet.training.recipe import OptimizationOptions
 
 
@@ -22,7 +24,8 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base: float, w
     Raises:
         UserError: a warm-up longer than the run, or one that begins above the top.
 
-    Source: keras.io "Augmenting convnets with aggregated attention", WarmUpCosine; Loshchilov & Hutter 2017, arXiv 1608.03983.
+    Source: keras.io "Augmenting convnets with aggregated attention", WarmUpCosine; Loshchilov & Hutter 2017, arXiv
+    1608.03983.
     """
     if total_steps < warmup_steps:
         raise UserError(f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; make it shorter")
@@ -36,45 +39,48 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base: float, w
     return 0.5 * base * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
-    """timm's optimizer over the model's parameters, in groups.
+def build_optimizer(model: PatchConvNet, options: OptimizationOptions) -> torch.optim.Optimizer:
+    """timm's optimizer over the model's parameters, in groups, each of which keeps its rate at the top as `initial_lr`.
 
     Weight decay spares everything with one axis or none (biases, norms, layer scales) and what the model names in
-    `no_weight_decay()` (class tokens, queries). Muon gets the hidden weight matrices; the first convolution, the classifier and
-    what has one axis go to its AdamW, as its author advises (kellerjordan.github.io/posts/muon).
+    `no_weight_decay()` (class tokens, queries). Muon gets the hidden weight matrices; the first convolution, the
+    classifier and what has one axis go to its AdamW, as its author advises (kellerjordan.github.io/posts/muon).
 
     Raises:
-        UserError: timm has no such optimizer.
+        UserError: timm has no such optimizer, or it does not take these options.
     """
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    muon = options.optimizer.endswith("muon")
+    if options.optimizer not in list_optimizers():
+        close = difflib.get_close_matches(options.optimizer, list_optimizers())
+        raise UserError(f"unknown optimizer {options.optimizer!r}; timm has {', '.join(close or list_optimizers())}")
+    spared = model.no_weight_decay()
+    muon = options.has_fallback
     outer = _outer_weights(model) if muon else set()
+    fallback_rate = options.fallback_learning_rate or options.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = parameter.ndim > 1 and name not in spared
             fallback = muon and (not decay or name in outer)
             groups.setdefault((decay, fallback), []).append(parameter)
-    extra = {"betas": options.betas} if options.betas else {}
-    if muon:
-        extra["fallback_lr_scale"] = (options.fallback_learning_rate or options.learning_rate) / options.learning_rate
     parameters = [
         {
             "params": members,
             "weight_decay": options.weight_decay if decay else 0.0,
+            "initial_lr": fallback_rate if fallback else options.learning_rate,
             **({"use_fallback": fallback} if muon else {}),
         }
         for (decay, fallback), members in groups.items()
     ]
+    extra = {"betas": options.betas} if options.betas else {}
     try:
         return create_optimizer_v2(
             parameters, opt=options.optimizer, lr=options.learning_rate, momentum=options.momentum, **extra
         )
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise UserError(f"optimizer {options.optimizer!r} cannot be built: {error}") from error
 
 
-def _outer_weights(model: nn.Module) -> set[str]:
-    first = next((name for name, p in model.named_parameters() if p.ndim == 4), "")
-    classifier = {id(p) for p in model.get_classifier().parameters()} if hasattr(model, "get_classifier") else set()
-    return {first} | {name for name, p in model.named_parameters() if id(p) in classifier}
+def _outer_weights(model: PatchConvNet) -> set[str]:
+    first = next(name for name, parameter in model.named_parameters() if parameter.ndim == 4)
+    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
+    return {first} | {name for name, parameter in model.named_parameters() if id(parameter) in classifier}

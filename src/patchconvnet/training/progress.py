@@ -51,7 +51,8 @@ class TrainingProgress:
 
     def epoch(self, row: dict[str, Any], is_best: bool) -> None:
         """One line that stays, when an epoch is over."""
-        text = f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2%}"
+        number = f"{row['epoch']:>{len(str(self.epochs))}}"
+        text = f"epoch {number}/{self.epochs}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2%}"
         if row["val_top1"] is not None:
             text += (
                 f"   validation: loss {row['val_loss']:.4f}  top-1 {row['val_top1']:6.2%}  top-5 {row['val_top5']:6.2%}"

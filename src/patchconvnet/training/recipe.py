@@ -3,6 +3,7 @@
 Recipes that ship with the package lie in `patchconvnet/recipes/` and go by their bare names.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,8 +26,8 @@ class DataOptions:
     Args:
         name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
         root: where the data lies or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
-        validation: pictures set aside of the training set to choose the best epoch by: a share below 1, a number, or 0 for
-            none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
+        validation: pictures set aside of the training set to choose the best epoch by: a share below 1, a number, or
+            0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
         test: share or number of pictures set aside for the test, where the data has no test set of its own.
         seed: of that choice.
         strict: stop at a picture that cannot be read, instead of leaving it out with a warning.
@@ -74,7 +75,8 @@ class OptimizationOptions:
         label_smoothing: share of the target spread evenly over all classes.
         clip_gradient: largest norm of the gradient; None for no limit.
         accumulate: parts that a batch is worked through in, when it does not fit into memory at once.
-        ema_decay: decay per step of an exponential moving average of the weights, which is then what is validated and kept.
+        ema_decay: decay per step of an exponential moving average of the weights, which is then what is validated and
+            kept; it grows to this value over the first steps.
     """
 
     optimizer: str = "adamw"
@@ -88,6 +90,11 @@ class OptimizationOptions:
     clip_gradient: float | None = None
     accumulate: int = 1
     ema_decay: float | None = None
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether the optimizer is one of Muon's kind, with AdamW for what is not a hidden weight matrix."""
+        return self.optimizer.endswith("muon")
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Recipe:
         batch_size: pictures in a step, over all devices.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
         seed: of the weights, the order and the augmentation.
-        half_weights: store the model folder's weights as float16 (half the size); the test figure is measured with them.
+        half_weights: store the model folder's weights as float16 (half the size); they are what is tested.
         compile: let torch.compile build the network first.
     """
 
@@ -136,29 +143,50 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         o = self.optimization
+        at_least_one = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "monitor.pictures": self.monitor.pictures,
+            "optimization.accumulate": o.accumulate,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        not_negative = {
+            "seed": self.seed,
+            "monitor.every": self.monitor.every,
+            "data.memory_gb": self.data.memory_gb,
+            "data.workers": self.data.workers,
+            "optimization.weight_decay": o.weight_decay,
+        }
+        for name, number in not_negative.items():
+            if not 0 <= number < math.inf:
+                raise UserError(f"{name} must be 0 or more, not {number}")
+        above_zero = {
+            "optimization.learning_rate": o.learning_rate,
+            "optimization.fallback_learning_rate": o.fallback_learning_rate,
+            "optimization.clip_gradient": o.clip_gradient,
+        }
+        for name, rate in above_zero.items():
+            if rate is not None and not 0 < rate < math.inf:
+                raise UserError(f"{name} must be above 0, not {rate}")
         if not 0 <= o.warmup < 1:
             raise UserError(f"optimization.warmup is a share of all steps, from 0 to below 1, not {o.warmup}")
-        if o.learning_rate <= 0:
-            raise UserError(f"optimization.learning_rate must be above 0, not {o.learning_rate}")
-        if not 0 <= o.label_smoothing < 1:
-            raise UserError(f"optimization.label_smoothing must lie in 0..1, not {o.label_smoothing}")
-        if o.accumulate < 1 or self.batch_size % o.accumulate:
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(o, name) < 1:
+                raise UserError(f"optimization.{name} must be at least 0 and below 1, not {getattr(o, name)}")
+        if o.ema_decay is not None and not 0 < o.ema_decay < 1:
+            raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
+        if self.batch_size % o.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be worked through in {o.accumulate} equal parts; choose an "
                 f"optimization.accumulate that divides it"
             )
-        if o.ema_decay is not None and not 0 < o.ema_decay < 1:
-            raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
-        if o.fallback_learning_rate is not None and not o.optimizer.endswith("muon"):
+        if o.fallback_learning_rate is not None and not o.has_fallback:
             raise UserError(
-                f"optimization.fallback_learning_rate belongs to muon; {o.optimizer} has one learning_rate for all weights"
+                f"optimization.fallback_learning_rate belongs to muon; {o.optimizer} has one learning_rate for all"
             )
-        if self.monitor.every < 0 or self.monitor.pictures < 1:
-            raise UserError("monitor.every must be 0 or more, and monitor.pictures 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings, as they stand in YAML."""
@@ -174,7 +202,7 @@ class Recipe:
 
 
 def recipe_parser(**options: Any) -> ArgumentParser:
-    """A command line whose options are a recipe's fields, and `--recipe` a file or shipped recipe that sets many at once."""
+    """A command line of a recipe's fields, and `--recipe`, a file or shipped recipe that sets many at once."""
     parser = ArgumentParser(**options)
     parser.add_argument("--recipe", action=_RecipeFile, help="a YAML file, or one of: " + ", ".join(shipped_recipes()))
     parser.add_class_arguments(Recipe)
@@ -183,7 +211,8 @@ def recipe_parser(**options: Any) -> ArgumentParser:
 
 def recipe_from(parser: ArgumentParser, values: Namespace) -> Recipe:
     """The recipe in what a `recipe_parser` parsed."""
-    built = parser.instantiate_classes(values)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.5x
+    built = instantiate(values)
     return Recipe(**{f.name: built[f.name] for f in fields(Recipe)})
 
 

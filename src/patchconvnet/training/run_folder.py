@@ -1,64 +1,154 @@
-"""The run folder's files that must survive a kill at any moment: written aside, then renamed."""
+"""The run folder: what a training leaves, written so that a kill at any moment or a full disk spoils nothing.
 
+Files are written aside and then renamed. The checkpoint is the one truth: `metrics.csv` and `best/` follow from it, and
+are written again when a run goes on after a kill between them.
+"""
+
+import contextlib
 import csv
 import io
+import json
 import os
 import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning.fabric import Fabric
+import torch
 
 from patchconvnet.errors import UserError
+from patchconvnet.training.recipe import Recipe, read_recipe
 
-LAST = Path("checkpoints") / "last.ckpt"
+Resume = Literal["no", "yes", "auto"]
+
+RECIPE_FILE = "recipe.yaml"
+# what a recipe may say otherwise when a run goes on, since it does not change the weights
+FREE_TO_CHANGE = ("monitor.", "data.root", "data.memory_gb", "data.workers")
 
 
-def save_checkpoint(fabric: Fabric, run: Path, state: dict[str, Any]) -> None:
-    """Write `checkpoints/last.ckpt`; the one before stays whole until the new one is.
+class RunFolder:
+    """The files of one training.
 
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
+    Args:
+        path: the folder; need not exist.
     """
-    target = run / LAST
-    aside = target.with_suffix(".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fabric.save(aside, state)
-        if fabric.is_global_zero:
-            aside.replace(target)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        aside.unlink(missing_ok=True)
-        kept = f"; {target} of the epoch before is whole" if target.exists() else ""
-        raise UserError(
-            f"cannot write the checkpoint {target}: {error}{kept}. Make room or make the folder writable, then go on with "
-            f"--resume"
-        ) from error
-    fabric.barrier()
 
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.best = path / "best"
+        self.attention = path / "attention"
+        self._recipe = path / RECIPE_FILE
+        self._metrics = path / "metrics.csv"
 
-def load_checkpoint(fabric: Fabric, run: Path, state: dict[str, Any]) -> None:
-    """Read what `save_checkpoint` wrote back into the modules, the optimizer and the values of `state`.
+    def open(self, recipe: Recipe, resume: Resume) -> None:
+        """Make the folder ready for a new run, or check that it holds one to go on with.
 
-    Raises:
-        UserError: the file is not a whole checkpoint of this run.
-    """
-    path = run / LAST
-    try:
-        fabric.load(path, state)
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged or of another run ({error}); remove it to begin anew") from error
+        Raises:
+            UserError: it holds a run already, or something else, or nothing to resume, or a run of another recipe, or
+                it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out must be a folder")
+        if self.checkpoint.is_file():
+            if resume == "no":
+                raise UserError(f"{self.path} holds a run already; give --resume to go on with it, or another --out")
+            self._check_recipe(recipe)
+        elif resume == "yes":
+            raise UserError(f"nothing to resume: there is no {self.checkpoint}; leave --resume away to begin")
+        elif self.path.is_dir() and any(self.path.iterdir()) and (self.best.exists() or not self._recipe.is_file()):
+            raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
+        self._remove_leftovers()
+        if not self.checkpoint.is_file():
+            write_text(self._recipe, recipe.to_yaml())
 
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write `checkpoints/last.ckpt`; the one before stays whole until the new one is.
 
-def write_metrics(run: Path, history: list[dict[str, Any]]) -> None:
-    """`metrics.csv`: a row an epoch, rewritten whole so that a resumed run has no row twice."""
-    if not history:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in history)
-    write_text(run / "metrics.csv", text.getvalue())
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        aside = self.checkpoint.with_suffix(".part")
+        try:
+            with self.writing():
+                self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                with aside.open("wb") as file:
+                    _save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())  # some file systems find out only now that they are full
+                aside.replace(self.checkpoint)
+        except UserError:
+            aside.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """What `save_checkpoint` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{self.checkpoint} is damaged ({_first_line(error)}); begin anew in another --out"
+            ) from error
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """`metrics.csv`: a row an epoch, rewritten whole so that a resumed run has no row twice."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in history)
+        write_text(self._metrics, text.getvalue())
+
+    def best_metrics(self) -> dict[str, Any]:
+        """What the kept model folder says about itself; empty when there is none, or none that is whole."""
+        try:
+            return dict(json.loads((self.best / "config.json").read_text())["metrics"])
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say in words what kept something inside from being written.
+
+        Raises:
+            UserError: for every OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            kept = f"; {self.checkpoint} is whole" if self.checkpoint.is_file() else ""
+            raise UserError(
+                f"cannot write to the run folder {self.path}: {error.strerror or error}{kept}. Make room or make the "
+                f"folder writable, then go on with: patchconvnet train --resume auto --out {self.path}"
+            ) from error
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        changed = [
+            name for name in read_recipe(self._recipe).differences(recipe) if not name.startswith(FREE_TO_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"the run in {self.path} was begun with other values of {', '.join(changed)}; resume it with its own "
+                f"recipe ({self._recipe}), or begin a new run in another --out"
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Files that a killed process was about to rename; pictures and logs of one killed before its checkpoint."""
+        with self.writing():
+            for pattern in ("*.part", ".*.part"):
+                for file in (*self.path.glob(pattern), *self.path.glob(f"checkpoints/{pattern}")):
+                    file.unlink(missing_ok=True)
+            for name in ("config.json", "model.safetensors"):
+                for file in self.best.glob(f".{name}.*"):
+                    file.unlink(missing_ok=True)
+            if not self.checkpoint.is_file():
+                for folder in (self.attention, self.path / "tensorboard"):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,5 +163,20 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _save(state: dict[str, Any], file: Any) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # torch's writer complains about its position in the file, and keeps the system's reason in the background
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,37 +1,78 @@
-"""Training pictures, uint8 and on the device, for any set of indices: from memory where they fit, else from files."""
+"""What a recipe names: its data, its network, and its training pictures on the device, from memory or files."""
 
+import difflib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import PictureFiles, Split
+from patchconvnet.data.splits import DataSplits, PictureFiles, Split
+from patchconvnet.errors import UserError
+from patchconvnet.models.patchconvnet import PatchConvNet
+from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
 
 
+def load_data(recipe: Recipe, *, show_progress: bool = False) -> DataSplits:
+    """The data set that a recipe names.
+
+    Raises:
+        UserError: there is none, or the options don't fit it.
+    """
+    d = recipe.data
+    return datasets.load(
+        d.name,
+        root=d.root,
+        validation=d.validation,
+        test=d.test,
+        seed=d.seed,
+        strict=d.strict,
+        show_progress=show_progress,
+    )
+
+
+def build_model(recipe: Recipe, num_classes: int) -> PatchConvNet:
+    """The network that a recipe names, for `num_classes` and for as many channels as its preprocessing gives.
+
+    Raises:
+        UserError: there is no such network, or it does not take these options.
+    """
+    m = recipe.model
+    if Path(m.name).is_dir():
+        model = PatchConvNet.from_pretrained(m.name, **m.options)
+        if model.num_classes != num_classes:
+            model.reset_classifier(num_classes)
+        return model
+    if not timm.is_model(m.name) or not m.name.startswith("patchconvnet"):
+        known = timm.list_models("patchconvnet*")
+        close = difflib.get_close_matches(m.name, known) or known
+        raise UserError(f"unknown model {m.name!r}; it is neither a model folder nor one of {', '.join(close)}")
+    options = {"in_chans": recipe.preprocessing.channels, **m.options}
+    try:
+        return timm.create_model(m.name, pretrained=m.pretrained, num_classes=num_classes, **options)
+    except RuntimeError as error:  # timm's, about a tag that the variant does not have
+        raise UserError(f"cannot build {m.name!r}: {error}; published: {_tags(m.name)}") from error
+
+
 def batch_source(
-    split: Split,
-    canvas: Preprocessing,
-    device: torch.device,
-    *,
-    memory_gb: float,
-    workers: int,
-    show_progress: bool,
+    split: Split, recipe: Recipe, device: torch.device, *, show_progress: bool
 ) -> Callable[[list[Tensor]], Iterator[Batch]]:
     """Something that, given lists of places in the data set, yields their (images uint8 (B, C, H, W), labels (B,)).
 
-    Args:
-        canvas: the size that pictures from files are brought to before augmentation takes its part of them.
-        memory_gb: pictures from files are read once and kept on the device while they need no more than this.
-        workers: processes that read files.
+    Pictures from files are brought to the size that augmentation takes its part of. They are read once and kept on the
+    device while they need no more than the recipe's `data.memory_gb`.
     """
     if isinstance(split, PictureFiles):
-        if not split.fits_in_memory(canvas.size, int(memory_gb * 2**30), canvas.channels):
-            return lambda places: _from_files(split, canvas, device, places, workers)
-        split = split.to_memory(canvas, workers=workers, show_progress=show_progress)
+        files, canvas, d = split, _canvas(recipe), recipe.data
+        if not files.fits_in_memory(canvas.size, int(d.memory_gb * 2**30), canvas.channels):
+            return lambda places: _from_files(files, canvas, device, places, d.workers)
+        split = files.to_memory(canvas, workers=d.workers, show_progress=show_progress)
     images, labels = split.images.to(device), split.labels.to(device)
 
     def from_memory(places: list[Tensor]) -> Iterator[Batch]:
@@ -40,6 +81,13 @@ def batch_source(
             yield images[place], labels[place]
 
     return from_memory
+
+
+def _canvas(recipe: Recipe) -> Preprocessing:
+    a, (height, width) = recipe.augmentation, recipe.preprocessing.size
+    if a.random_resized_crop_scale is not None:  # as ImageNet's 256 pixels for 224: a box of them is enlarged less
+        return recipe.preprocessing.with_size((height * 8 // 7, width * 8 // 7))
+    return recipe.preprocessing.with_size(a.canvas or (height, width))
 
 
 def _from_files(
@@ -54,3 +102,7 @@ def _from_files(
     )
     for images, labels, _ in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _tags(name: str) -> str:
+    return ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none"
