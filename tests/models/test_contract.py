@@ -362,7 +362,7 @@ def test_compile(variant: str) -> None:
 def test_compile_with_inductor() -> None:
     model = tiny("patchconvnet_s60", depth=1)
     torch.compiler.reset()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, dynamic=True)
     for image in (picture(model), picture(model, 3, 33, 47)):
         close(compiled(image), model(image))
 
