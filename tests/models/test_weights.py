@@ -176,7 +176,7 @@ def test_a_folder_without_its_files_is_refused(name: str, folder: Path) -> None:
 
 def test_an_architecture_of_another_kind_is_refused(folder: Path) -> None:
     edit_config(folder, architecture={"kind": "transformer"})
-    assert "kind 'transformer'; this version of patchconvnet reads 'patchconvnet'" in refused(folder)
+    assert "kind 'transformer', and 'patchconvnet' is wanted here" in refused(folder)
 
 
 def test_an_architecture_from_the_future_is_refused(folder: Path) -> None:

@@ -18,8 +18,10 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views, no copy
 
 
-def norm_layer(name: NormName, dim: int) -> nn.Module:
+def norm_layer(name: NormName | Literal["none"], dim: int) -> nn.Module:
     """The normalisation of (..., C) tensors that `name` stands for."""
+    if name == "none":
+        return nn.Identity()
     return nn.LayerNorm(dim, eps=NORM_EPS) if name == "layer" else BatchNorm(dim)
 
 

@@ -7,11 +7,8 @@ Source: "Augmenting convolutional networks with attention-based aggregation", To
 import difflib
 import pickle
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
@@ -21,16 +18,9 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.models import checkpoints, weights
+from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
-from patchconvnet.models.pooling import (
-    AdditivePooling,
-    AveragePooling,
-    ClassAttentionPooling,
-    ClassWiseLinear,
-    KerasPooling,
-    Pooled,
-    PoolingName,
-)
+from patchconvnet.models.pooling import PoolingName, build_pooling
 from patchconvnet.models.stem import ConvStem, StemPadding
 from patchconvnet.models.trunk import ConvName, TrunkBlock
 
@@ -78,17 +68,7 @@ class PatchConvNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem_divisors", tuple(self.stem_divisors))  # a list, as JSON brings it
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if (allowed := get_args(hint)) and isinstance(allowed[0], str) and value not in allowed:
-                raise UserError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
-        for name, least in {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
+        check_config(self)
         if self.embed_dim % max(self.stem_divisors):
             raise UserError(
                 f"embed_dim {self.embed_dim} must be a multiple of {max(self.stem_divisors)}, the stem's largest"
@@ -97,20 +77,7 @@ class PatchConvNetConfig:
             raise UserError(f"se_ratio {self.se_ratio} leaves nothing of {self.embed_dim} channels")
 
 
-class Output(NamedTuple):
-    """What the network says and why.
-
-    logits: (B, K).
-    attention: (B, Q, h, w), softmax weights over the patches; Q = 1, or K where every class has its own query.
-    evidence: (B, K, h, w), each patch's signed share of each logit, which sum to the logit less its bias, or None.
-    """
-
-    logits: Tensor
-    attention: Tensor
-    evidence: Tensor | None = None
-
-
-class PatchConvNet(nn.Module):
+class PatchConvNet(AttentionClassifier):
     """Patches at one resolution, squeeze-and-excitation, attention pooling: (B, C_in, H, W) → logits (B, K).
 
     Any height and width of at least one patch. Follows timm's model contract.
@@ -123,8 +90,8 @@ class PatchConvNet(nn.Module):
         UserError: for an option that does not exist, or a value that the network can't have.
     """
 
-    kind = "patchconvnet"  # in a model folder's config.json
-    pretrained_cfg: dict[str, Any]  # set by timm
+    kind = "patchconvnet"
+    config: PatchConvNetConfig
 
     def __init__(self, config: PatchConvNetConfig | None = None, **options: Any):
         super().__init__()
@@ -169,35 +136,25 @@ class PatchConvNet(nn.Module):
         ]
         self._build_head()
 
-    def _build_head(self) -> None:
+    def _new_pooling(self, per_class: int | None) -> nn.Module:
         c = self.config
-        per_class = self.num_classes if c.pooling.endswith("_multi") else None
-        drops: dict[str, Any] = {"attn_drop": c.attn_drop_rate, "drop": c.drop_rate}
-        self.pooling: nn.Module
-        if c.pooling.startswith("class_attention"):
-            scale = 1.0 if c.layer_scale is None else c.layer_scale
-            self.pooling = ClassAttentionPooling(
-                c.embed_dim, per_class, mlp_ratio=c.mlp_ratio, layer_scale=scale, act=c.act, **drops
-            )
-        elif c.pooling == "keras":
-            self.pooling = KerasPooling(c.embed_dim, act=c.act, **drops)
-        elif c.pooling.startswith("additive"):
-            self.pooling = AdditivePooling(c.embed_dim, per_class, norm=c.norm, **drops)
-        elif c.pooling == "average":
-            self.pooling = AveragePooling(c.embed_dim, norm=c.norm, drop=c.drop_rate)
+        return build_pooling(
+            c.pooling,
+            c.embed_dim,
+            per_class,
+            norm=c.norm,
+            act=c.act,
+            mlp_ratio=c.mlp_ratio,
+            layer_scale=1.0 if c.layer_scale is None else c.layer_scale,
+            attn_drop=c.attn_drop_rate,
+            drop=c.drop_rate,
+        )
+
+    def _init_new(self, module: nn.Module) -> None:
+        if self.config.init == "keras":
+            _init_glorot(module)
         else:
-            self.pooling = nn.Identity()
-        self.class_wise: bool = per_class is not None
-        self.head: nn.Module
-        if not self.num_classes or c.pooling == "none":
-            self.head = nn.Identity()
-        elif self.class_wise:
-            self.head = ClassWiseLinear(c.embed_dim, self.num_classes)
-        else:
-            self.head = nn.Linear(c.embed_dim, self.num_classes)
-        init = _init_glorot if c.init == "keras" else _init_truncated_normal
-        self.pooling.apply(init)
-        self.head.apply(init)
+            super()._init_new(module)
 
     # The forward pass
 
@@ -208,50 +165,9 @@ class PatchConvNet(nn.Module):
             patches = self._run(block, patches)
         return patches.permute(0, 3, 1, 2)
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Patches (B, C, h, w) → logits (B, K), or with `pre_logits` the pooled vector (B, C).
-
-        Where every class has a vector of its own, `pre_logits` gives their mean. Pooling "none" returns the patches.
-        """
-        if self.config.pooling == "none":
-            return features
-        vector = self.pooling(features.permute(0, 2, 3, 1)).vector
-        if pre_logits or not self.num_classes:
-            return vector.mean(1) if vector.ndim == 3 else vector
-        return self.head(vector)
-
-    def forward(self, image: Tensor, return_attention: bool = False, return_evidence: bool = False) -> Tensor | Output:
-        """Classify images and, on demand, say why, in the same pass.
-
-        Args:
-            image: (B, C_in, H, W) float, preprocessed; H and W at least one patch, of any ratio.
-            return_attention: return `Output` with logits and attention maps instead of logits.
-            return_evidence: the same with evidence maps; only for pooling heads that are linear after the softmax.
-
-        Raises:
-            UserError: for images smaller than one patch, of another channel count, or evidence from another head.
-        """
-        features = self.forward_features(image)
-        if not (return_attention or return_evidence):
-            return self.forward_head(features)
-        if self.config.pooling == "none":
-            raise UserError("this network has no pooling, so there is no attention and no evidence to return")
-        pooled: Pooled = self.pooling(features.permute(0, 2, 3, 1))
-        evidence = self._evidence(pooled) if return_evidence else None
-        return Output(self.head(pooled.vector), pooled.attention, evidence)
-
-    def _evidence(self, pooled: Pooled) -> Tensor:
-        if pooled.values is None or not self.num_classes:
-            raise UserError(
-                f"evidence is exact only for pooling 'additive', 'additive_multi' or 'average' with a classifier; "
-                f"this network has pooling {self.config.pooling!r} and {self.num_classes} classes"
-            )
-        shares = F.linear(pooled.values, self.get_parameter("head.weight"))  # (B, h, w, K): each patch's own logits
-        return shares.permute(0, 3, 1, 2) * pooled.attention
-
     def _embed(self, image: Tensor) -> Tensor:
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            _check_image(image, self.in_chans, self.patch_size)
+        if is_checking():
+            check_image(image, self.in_chans, self.patch_size)
         return self.stem(image)
 
     def _run(self, block: nn.Module, patches: Tensor) -> Tensor:
@@ -292,88 +208,13 @@ class PatchConvNet(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits of the pooled vector."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for `num_classes` classes (0: none), with fresh class tokens where each class has its own.
-
-        Args:
-            global_pool: a pooling of `PatchConvNetConfig` to change to ("" means "none", "avg" means "average"), or
-                None to keep the present one.
-        """
-        pooling = self.config.pooling if global_pool is None else _POOLING_ALIASES.get(global_pool, global_pool)
-        keep = self.pooling if pooling == self.config.pooling and not self.class_wise else None
-        self.config = replace(self.config, num_classes=num_classes, pooling=pooling)  # type: ignore[arg-type]
-        self.num_classes = num_classes
-        like = next(self.stem.parameters())
-        self._build_head()
-        if keep is not None:
-            self.pooling = keep
-        for module in (self.pooling, self.head):
-            module.to(like.device, like.dtype).train(self.training)
-        self.metadata = weights.Metadata(preprocessing=self.metadata.preprocessing)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one axis that weight decay must spare: class tokens and queries."""
-        return {f"pooling.{name}" for name, _ in self.pooling.named_parameters() if name in ("class_token", "query")}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters from the image to the logits, for layer-wise learning rates."""
         return {"stem": r"^stem", "blocks": [(r"^trunk\.(\d+)", None), (r"^pooling", (99_999,))]}
-
-    # Reading and writing
-
-    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
-        """Write the model folder: `config.json` and `model.safetensors` (see `weights.write_model_folder`)."""
-        architecture = {"kind": self.kind, **asdict(self.config)}
-        return weights.write_model_folder(Path(folder), architecture, self.metadata, self.state_dict(), dtype)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "PatchConvNet":
-        """A trained network in evaluation mode; see `weights.load_pretrained`.
-
-        Args:
-            source: a model folder, a hub id (`owner/name`) or a published tag (`patchconvnet_s60.fb_in1k`).
-            options: fields of `PatchConvNetConfig` to change, such as `drop_path_rate`; another `num_classes` gets a
-                fresh classifier.
-
-        Raises:
-            UserError: in one sentence, when there is no such model, or its config and weights disagree.
-        """
-        return weights.load_pretrained(cls, source, **options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the model folder to the Hugging Face hub; returns its address (see `weights.push_to_hub`)."""
-        return weights.push_to_hub(self.save_pretrained, repo_id, **options)
-
-    def depends_on_classes(self, key: str) -> bool:
-        """Whether the state dict's entry `key` changes shape with the number of classes."""
-        return key.startswith("head.") or (self.class_wise and key in self.no_weight_decay())
-
-
-_POOLING_ALIASES = {"": "none", "avg": "average"}  # timm's words
-
-
-def _check_image(image: Tensor, in_chans: int, patch_size: int) -> None:
-    if image.ndim != 4 or image.shape[1] != in_chans:
-        raise UserError(f"expected images of shape (B, {in_chans}, H, W), got {tuple(image.shape)}")
-    if min(image.shape[2:]) < patch_size:
-        raise UserError(
-            f"an image of {image.shape[2]}×{image.shape[3]} pixels is smaller than one patch "
-            f"({patch_size}×{patch_size}); resize it to at least that"
-        )
-
-
-def _init_truncated_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _init_glorot(module: nn.Module) -> None:
@@ -389,7 +230,7 @@ def _init_glorot(module: nn.Module) -> None:
 def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: Any) -> PatchConvNet:
     options = {key: value for key, value in options.items() if value is not None}
     if "global_pool" in options:
-        options["pooling"] = _POOLING_ALIASES.get(options["global_pool"], options["global_pool"])
+        options["pooling"] = POOLING_ALIASES.get(options["global_pool"], options["global_pool"])
         del options["global_pool"]
     depth = options.get("depth", sizes["depth"])
     out_indices = options.pop("out_indices", tuple(sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1})))

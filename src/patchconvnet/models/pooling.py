@@ -39,6 +39,35 @@ class Pooled(NamedTuple):
     values: Tensor | None = None
 
 
+def build_pooling(
+    name: PoolingName,
+    dim: int,
+    num_classes: int | None = None,
+    *,
+    norm: NormName | Literal["none"] = "layer",
+    act: ActName = "gelu",
+    mlp_ratio: float = 3.0,
+    layer_scale: float = 1e-4,
+    attn_drop: float = 0.0,
+    drop: float = 0.0,
+) -> nn.Module:
+    """The pooling head of a name ("none" has none); each takes of the options what it has.
+
+    Args:
+        dim: channels C.
+        num_classes: for a "_multi" head, the number of its queries; else None.
+    """
+    if name.startswith("class_attention"):
+        return ClassAttentionPooling(
+            dim, num_classes, mlp_ratio=mlp_ratio, layer_scale=layer_scale, act=act, attn_drop=attn_drop, drop=drop
+        )
+    if name == "keras":
+        return KerasPooling(dim, act=act, attn_drop=attn_drop, drop=drop)
+    if name == "average":
+        return AveragePooling(dim, norm=norm, drop=drop)
+    return AdditivePooling(dim, num_classes, norm=norm, attn_drop=attn_drop, drop=drop)
+
+
 class ClassAttention(nn.Module):
     """Attention of class tokens to patches: one head, biased query, key, value and output projections.
 
@@ -192,7 +221,7 @@ class AdditivePooling(nn.Module):
     Args:
         dim: channels C.
         num_classes: number of queries for class-wise attention; None for one query that all classes share.
-        norm: "layer" or "batch" normalisation of the patches.
+        norm: "layer" or "batch" normalisation of the patches, or "none".
         attn_drop, drop: dropout on the attention weights, and on the pooled vector.
     """
 
@@ -201,7 +230,7 @@ class AdditivePooling(nn.Module):
         dim: int,
         num_classes: int | None = None,
         *,
-        norm: NormName = "layer",
+        norm: NormName | Literal["none"] = "layer",
         attn_drop: float = 0.0,
         drop: float = 0.0,
     ):
@@ -227,7 +256,7 @@ class AveragePooling(nn.Module):
 
     class_wise = False
 
-    def __init__(self, dim: int, *, norm: NormName = "layer", drop: float = 0.0):
+    def __init__(self, dim: int, *, norm: NormName | Literal["none"] = "layer", drop: float = 0.0):
         super().__init__()
         self.norm = norm_layer(norm, dim)
         self.drop = nn.Dropout(drop)

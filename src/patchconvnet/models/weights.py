@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,11 +175,12 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def load_pretrained(cls: type[ModelT], source: str | Path, **options: Any) -> ModelT:
+def load_pretrained(kinds: Sequence[type[ModelT]], source: str | Path, **options: Any) -> ModelT:
     """A trained network, ready to use (in evaluation mode, float32), from any place that models live in.
 
     Args:
-        cls: the network's class; `cls.kind` is its name in `config.json`, `cls(**architecture)` builds it.
+        kinds: classes that it may be of; `kind` is a class's name in `config.json`, and called with the architecture
+            that stands there it builds the network.
         source: a model folder, a hub id (`owner/name`, `owner/name@revision`), a published tag such as
             `patchconvnet_s60.fb_in1k`, or a model that ships with the package (`cifar10`). A folder goes first.
         options: configuration fields to change, such as `drop_path_rate`. Another `num_classes` gets a fresh
@@ -190,14 +191,14 @@ def load_pretrained(cls: type[ModelT], source: str | Path, **options: Any) -> Mo
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _from_folder(cls, folder, str(source), options)
+        return _from_folder(kinds, folder, str(source), options)
     if isinstance(source, str) and source.count("/") == 1 and not source.startswith(("/", ".", "~")):
-        return _from_folder(cls, _download(source), source, options)
+        return _from_folder(kinds, _download(source), source, options)
     if "/" in str(source) or isinstance(source, Path):
         raise UserError(f"there is no model folder {source}")
     if source in shipped_models():
-        return _from_folder(cls, SHIPPED / source, source, options)
-    return _from_tag(source, options)
+        return _from_folder(kinds, SHIPPED / source, source, options)
+    return _from_tag(kinds, source, options)
 
 
 def shipped_models() -> list[str]:
@@ -205,13 +206,16 @@ def shipped_models() -> list[str]:
     return sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG_FILE).is_file())
 
 
-def _from_folder(cls: type[ModelT], folder: Path, origin: str, options: dict[str, Any]) -> ModelT:
+def _from_folder(kinds: Sequence[type[ModelT]], folder: Path, origin: str, options: dict[str, Any]) -> ModelT:
     architecture, metadata, state = read_model_folder(folder)
-    kind, known = architecture.pop("kind", None), getattr(cls, "kind", None)
-    if kind != known:
-        raise UserError(f"{origin} holds a network of kind {kind!r}; this version of patchconvnet reads {known!r}")
+    kind, classes = architecture.pop("kind", None), {getattr(cls, "kind", None): cls for cls in kinds}
+    if kind not in classes:
+        raise UserError(
+            f"{origin} holds a network of kind {kind!r}, and {' or '.join(map(repr, classes))} is wanted here; "
+            "patchconvnet.load reads every kind that this version of patchconvnet knows"
+        )
     try:
-        model: Any = cls(**{**architecture, **options})
+        model: Any = classes[kind](**{**architecture, **options})
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} with options {options} describes no network: {error}") from error
     num_classes = architecture.get("num_classes", model.num_classes)
@@ -249,7 +253,7 @@ def published_tags() -> list[str]:
     return timm.list_models("patchconvnet*", pretrained=True)
 
 
-def _from_tag(tag: str, options: dict[str, Any]) -> Any:
+def _from_tag(kinds: Sequence[type[ModelT]], tag: str, options: dict[str, Any]) -> ModelT:
     published = published_tags()
     if tag not in published and not any(name.startswith(f"{tag}.") for name in published):
         close = difflib.get_close_matches(tag, published, n=3, cutoff=0.4) or published
@@ -258,7 +262,10 @@ def _from_tag(tag: str, options: dict[str, Any]) -> Any:
             f"({', '.join(shipped_models())}), nor a published tag; "
             f"{'close to it' if close != published else 'published'}: {', '.join(close)}"
         )
-    return timm.create_model(tag, pretrained=True, **options).eval()
+    model: Any = timm.create_model(tag, pretrained=True, **options).eval()
+    if not isinstance(model, tuple(kinds)):
+        raise UserError(f"{tag} is a {type(model).__name__}; patchconvnet.load reads it")
+    return model
 
 
 # Publishing

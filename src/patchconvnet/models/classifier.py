@@ -1,0 +1,246 @@
+"""What all networks here share behind their patches: attention pooling, the classifier, evidence, reading and writing.
+
+A network brings its patches and its configuration: `PatchConvNet` those of the paper, `AttentionPooled` those of a timm
+model. The contract is timm's (`forward_features`, `forward_head`, `get_classifier`, `reset_classifier`, …).
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchconvnet.errors import UserError
+from patchconvnet.models import weights
+from patchconvnet.models.pooling import AdditivePooling, AveragePooling, ClassWiseLinear, Pooled
+
+
+class Output(NamedTuple):
+    """What the network says and why.
+
+    logits: (B, K).
+    attention: (B, Q, h, w), softmax weights over the patches; Q = 1, or K where every class has its own query.
+    evidence: (B, K, h, w), each patch's signed share of each logit, which sum to the logit less its bias, or None.
+    """
+
+    logits: Tensor
+    attention: Tensor
+    evidence: Tensor | None = None
+
+
+class AttentionClassifier(nn.Module):
+    """Images (B, C_in, H, W) → patches (B, C, h, w) → pooled vector(s) → logits (B, K).
+
+    A subclass sets `config` (a frozen dataclass with at least `num_classes` and `pooling`), `num_classes`, `in_chans`,
+    `patch_size`, `num_features` (C), `head_hidden_size` (what the classifier reads) and `metadata`, then calls
+    `_build_head`; it gives `forward_features`, `_new_pooling` and, where layers stand between, `neck`.
+    """
+
+    kind: ClassVar[str]  # in a model folder's config.json
+    config: Any
+    pretrained_cfg: dict[str, Any]  # set by timm
+    num_classes: int
+    in_chans: int
+    patch_size: int
+    num_features: int
+    head_hidden_size: int
+    class_wise: bool
+    metadata: weights.Metadata
+    pooling: nn.Module
+    head: nn.Module
+
+    # What a subclass gives
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """Image (B, C_in, H, W) → patches (B, C, h, w)."""
+        raise NotImplementedError
+
+    def neck(self, vector: Tensor) -> Tensor:
+        """What stands between pooling and classifier, on (B, C) or (B, K, C); nothing, unless a subclass says so."""
+        return vector
+
+    def _new_pooling(self, per_class: int | None) -> nn.Module:
+        """The pooling that `config.pooling` names, with a query per class for `per_class` classes or one for all."""
+        raise NotImplementedError
+
+    def _init_new(self, module: nn.Module) -> None:
+        """Initial values of one layer of a fresh pooling or classifier."""
+        _init_truncated_normal(module)
+
+    def _build_head(self) -> None:
+        pooling = self.config.pooling
+        per_class = self.num_classes if pooling.endswith("_multi") else None
+        self.class_wise = per_class is not None
+        self.pooling = nn.Identity() if pooling == "none" else self._new_pooling(per_class)
+        if not self.num_classes or pooling == "none":
+            self.head = nn.Identity()
+        elif self.class_wise:
+            self.head = ClassWiseLinear(self.head_hidden_size, self.num_classes)
+        else:
+            self.head = nn.Linear(self.head_hidden_size, self.num_classes)
+        self.pooling.apply(self._init_new)
+        self.head.apply(self._init_new)
+
+    # The forward pass
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Patches (B, C, h, w) → logits (B, K), or with `pre_logits` what the classifier reads, (B, C).
+
+        Where every class has a vector of its own, `pre_logits` gives their mean. Pooling "none" returns the patches.
+        """
+        if self.config.pooling == "none":
+            return features
+        vector = self.neck(self.pooling(features.permute(0, 2, 3, 1)).vector)
+        if pre_logits or not self.num_classes:
+            return vector.mean(1) if vector.ndim == 3 else vector
+        return self.head(vector)
+
+    def forward(self, image: Tensor, return_attention: bool = False, return_evidence: bool = False) -> Tensor | Output:
+        """Classify images and, on demand, say why, in the same pass.
+
+        Args:
+            image: (B, C_in, H, W) float, preprocessed; H and W at least one patch, of any ratio.
+            return_attention: return `Output` with logits and attention maps instead of logits.
+            return_evidence: the same with evidence maps; only where `has_exact_evidence`.
+
+        Raises:
+            UserError: for images smaller than one patch, of another channel count, or evidence that would not be exact.
+        """
+        features = self.forward_features(image)
+        if not (return_attention or return_evidence):
+            return self.forward_head(features)
+        if self.config.pooling == "none":
+            raise UserError("this network has no pooling, so there is no attention and no evidence to return")
+        pooled: Pooled = self.pooling(features.permute(0, 2, 3, 1))
+        evidence = self._checked_evidence(pooled) if return_evidence else None
+        return Output(self.classify(pooled.vector), pooled.attention, evidence)
+
+    def classify(self, vector: Tensor) -> Tensor:
+        """Pooled vector (B, C), or (B, K, C) where every class has its own → logits (B, K)."""
+        return self.head(self.neck(vector))
+
+    @property
+    def has_exact_evidence(self) -> bool:
+        """Whether patches' shares sum to logit − bias by construction."""
+        return isinstance(self.pooling, AdditivePooling | AveragePooling)
+
+    def _checked_evidence(self, pooled: Pooled) -> Tensor:
+        if not (self.has_exact_evidence and self.num_classes):
+            raise UserError(
+                f"evidence is exact only for pooling 'additive', 'additive_multi' or 'average' with a classifier; "
+                f"this network has pooling {self.config.pooling!r} and {self.num_classes} classes"
+            )
+        return self._evidence(pooled)
+
+    def _evidence(self, pooled: Pooled) -> Tensor:
+        assert pooled.values is not None
+        shares = F.linear(pooled.values, self.get_parameter("head.weight"))  # (B, h, w, K): each patch's own logits
+        return shares.permute(0, 3, 1, 2) * pooled.attention
+
+    # The rest of timm's contract
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that makes logits of the pooled vector."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for `num_classes` classes (0: none), with fresh class tokens where each class has its own.
+
+        Args:
+            global_pool: a pooling of the configuration to change to ("" means "none", "avg" means "average"), or None
+                to keep the present one.
+        """
+        pooling = self.config.pooling if global_pool is None else POOLING_ALIASES.get(global_pool, global_pool)
+        keep = self.pooling if pooling == self.config.pooling and not self.class_wise else None
+        self.config = replace(self.config, num_classes=num_classes, pooling=pooling)
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self._build_head()
+        if keep is not None:
+            self.pooling = keep
+        for module in (self.pooling, self.head):
+            module.to(like.device, like.dtype).train(self.training)
+        self.metadata = weights.Metadata(preprocessing=self.metadata.preprocessing)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one axis that weight decay must spare: class tokens and queries."""
+        return {f"pooling.{name}" for name, _ in self.pooling.named_parameters() if name in ("class_token", "query")}
+
+    # Reading and writing
+
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
+        """Write the model folder: `config.json` and `model.safetensors` (see `weights.write_model_folder`)."""
+        architecture = {"kind": self.kind, **asdict(self.config)}
+        return weights.write_model_folder(Path(folder), architecture, self.metadata, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """A trained network of this kind in evaluation mode; `patchconvnet.load` takes any kind.
+
+        Args:
+            source: a model folder, a hub id (`owner/name`) or a published tag (`patchconvnet_s60.fb_in1k`).
+            options: fields of the configuration to change, such as `drop_path_rate`; another `num_classes` gets a fresh
+                classifier.
+
+        Raises:
+            UserError: in one sentence, when there is no such model, or its config and weights disagree.
+        """
+        return weights.load_pretrained([cls], source, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model folder to the Hugging Face hub; returns its address (see `weights.push_to_hub`)."""
+        return weights.push_to_hub(self.save_pretrained, repo_id, **options)
+
+    def depends_on_classes(self, key: str) -> bool:
+        """Whether the state dict's entry `key` changes shape with the number of classes."""
+        return key.startswith("head.") or (self.class_wise and key in self.no_weight_decay())
+
+
+POOLING_ALIASES = {"": "none", "avg": "average"}  # timm's words
+
+
+def check_config(config: Any) -> None:
+    """Refuse a configuration whose words, counts or rates can't be; `config` is a frozen dataclass.
+
+    Raises:
+        UserError: naming the field, its value and what is allowed.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if (allowed := get_args(hint)) and isinstance(allowed[0], str) and value not in allowed:
+            raise UserError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
+        if name in _LEAST and (not isinstance(value, int) or value < _LEAST[name]):
+            raise UserError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
+        if name in ("drop_rate", "attn_drop_rate", "drop_path_rate") and not 0 <= value < 1:
+            raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
+
+
+_LEAST = {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1}
+
+
+def check_image(image: Tensor, in_chans: int, patch_size: int) -> None:
+    """Refuse images that no network of `in_chans` channels and patches of `patch_size` pixels can read.
+
+    Raises:
+        UserError: naming the shape that was given, and what is expected.
+    """
+    if image.ndim != 4 or image.shape[1] != in_chans:
+        raise UserError(f"expected images of shape (B, {in_chans}, H, W), got {tuple(image.shape)}")
+    if min(image.shape[2:]) < patch_size:
+        raise UserError(
+            f"an image of {image.shape[2]}×{image.shape[3]} pixels is smaller than one patch "
+            f"({patch_size}×{patch_size}); resize it to at least that"
+        )
+
+
+def is_checking() -> bool:
+    """Whether inputs can be checked: not while torch.compile or an export looks at the code with unknown shapes."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _init_truncated_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
