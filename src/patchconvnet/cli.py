@@ -69,8 +69,9 @@ def _quieten() -> None:
     # what a user can do nothing about: Fabric's notes on precision and tips, torch's notes on a missing GPU
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torch")
-    for part in ("fabric", "pytorch"):  # importing either makes it the one that both write to
-        logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
+    # importing lightning sets the level of "lightning.fabric" itself, and makes its pytorch part say some of it
+    for name in ("fabric.utilities.rank_zero", "pytorch.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
 # train

@@ -1,9 +1,10 @@
 """Batch norm over the global batch, on any device: torch's own SyncBatchNorm refuses CPUs."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from patchconvnet.models.layers import BatchNorm
 
@@ -16,9 +17,9 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         values = x.float()
         count = values.numel() // values.shape[1] * dist.get_world_size()  # all processes hold equal parts
-        mean = all_reduce(values.sum((0, 2, 3))) / count
+        mean = _Sum.apply(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -29,6 +30,22 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         if self.affine:
             normalised = normalised * self.weight[:, None, None] + self.bias[:, None, None]
         return normalised.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; since each one's value is in every one's sum, so are the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SynchronisedBatchNorm(SynchronisedBatchNorm2d):

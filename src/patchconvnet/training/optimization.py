@@ -4,7 +4,7 @@ import difflib
 import math
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
 from patchconvnet.errors import UserError
@@ -52,6 +52,8 @@ def build_optimizer(model: PatchConvNet, options: OptimizationOptions) -> torch.
     if options.optimizer not in list_optimizers():
         close = difflib.get_close_matches(options.optimizer, list_optimizers())
         raise UserError(f"unknown optimizer {options.optimizer!r}; timm has {', '.join(close or list_optimizers())}")
+    if options.betas and not get_optimizer_info(options.optimizer).has_betas:
+        raise UserError(f"optimization.betas are for optimizers of Adam's kind; {options.optimizer} has none")
     spared = model.no_weight_decay()
     muon = options.has_fallback
     outer = _outer_weights(model) if muon else set()

@@ -1,0 +1,87 @@
+"""Trainings small enough for tests: some hundred handwritten digits of 16 pixels, a network of some thousand weights."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from patchconvnet.data.augmentation import AugmentationConfig
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.training.loop import train
+from patchconvnet.training.machine import Machine
+from patchconvnet.training.recipe import DataOptions, ModelOptions, MonitorOptions, OptimizationOptions, Recipe
+
+CPU = Machine(accelerator="cpu")
+TIMINGS = ("images_per_second", "seconds")
+
+MICRO = Recipe(
+    data=DataOptions(name="digits", validation=200, test=1200, workers=0),  # and 397 to train on
+    model=ModelOptions(name="patchconvnet_micro", options={"embed_dim": 16, "depth": 1, "norm": "layer"}),
+    preprocessing=Preprocessing(size=(16, 16), antialias=False, mean=(0.3,) * 3, std=(0.38,) * 3),
+    augmentation=AugmentationConfig(random_crop_padding=2, flip="random"),
+    optimization=OptimizationOptions(learning_rate=0.01, warmup=0.2),
+    monitor=MonitorOptions(every=0),
+    epochs=2,
+    batch_size=64,  # 6 steps an epoch
+    precision="32-true",
+)
+
+
+def micro(**changes: Any) -> Recipe:
+    """`MICRO` with other values; a dict changes fields of a part: `micro(epochs=3, optimization={"accumulate": 2})`."""
+    return replace(MICRO, **{name: _changed(getattr(MICRO, name), value) for name, value in changes.items()})
+
+
+def _changed(part: Any, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return replace(part, **{name: {**part.options, **v} if name == "options" else v for name, v in value.items()})
+
+
+def run(recipe: Recipe, folder: Path, **options: Any) -> Path:
+    """Train on the CPU into a folder; returns the folder."""
+    train(recipe, folder, **{"machine": CPU, **options})
+    return folder
+
+
+def kept(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model folder that a run kept."""
+    return load_file(folder / "best" / "model.safetensors")
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    """The last checkpoint of a run."""
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """`metrics.csv` of a run."""
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(folder: Path) -> list[dict[str, str]]:
+    """`metrics.csv` without what differs from run to run."""
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows(folder)]
+
+
+def events(folder: Path) -> EventAccumulator:
+    """TensorBoard's events of a run."""
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    return accumulator.Reload()
+
+
+def step_losses(folder: Path) -> list[float]:
+    """The loss of every step of a run."""
+    return [event.value for event in events(folder).Scalars("step_loss")]
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
