@@ -133,7 +133,7 @@ def evaluate(
     confusion = results["confusion"].cpu()
     return Evaluation(
         loss=float(results["loss"]),
-        top1=float(confusion.diagonal().sum() / confusion.sum()),
+        top1=int(confusion.diagonal().sum()) / int(confusion.sum()),
         top5=float(results["top5"]),
         calibration_error=float(results["calibration_error"]),
         confusion=confusion,

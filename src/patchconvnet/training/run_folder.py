@@ -25,7 +25,7 @@ Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
 # what a recipe may say otherwise when a run goes on, since it does not change the weights
-FREE_TO_CHANGE = ("monitor.", "data.root", "data.memory_gb", "data.workers")
+FREE_TO_CHANGE = ("monitor.every", "data.root", "data.memory_gb", "data.workers")
 
 
 class RunFolder:
