@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from patchconvnet.errors import UserError
 from patchconvnet.training.evaluation import Evaluation
 from patchconvnet.training.run_folder import write_text
 
@@ -43,7 +44,10 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
     for name, text in contents.items():
         write_text(folder / name, text)
     picture = folder / "confusion.png"
-    confusion_figure(evaluation).savefig(picture)
+    try:
+        confusion_figure(evaluation).savefig(picture)
+    except OSError as error:
+        raise UserError(f"cannot write {picture}: {error.strerror or error}") from error
     return [folder / name for name in contents] + [picture]
 
 
