@@ -105,6 +105,21 @@ def test_evidence_claims_the_logit_less_the_bias(pooling, exact, images):
     assert (error.max() < 1e-5) == exact
 
 
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "class_attention"])
+def test_the_lead_is_over_the_best_rival_of_each_patch(pooling, images):
+    model = make(pooling, **({"layer_scale": 1.0} if pooling == "class_attention" else {}))
+    classes = torch.tensor([[1, 3], [2, 0], [0, 0]])
+    every = METHODS["evidence"](model, images, torch.arange(4).expand(3, -1)).values
+    lead = METHODS["lead"](model, images, classes).values
+    for i in range(3):
+        for t, k in enumerate(classes[i].tolist()):
+            rivals = every[i, [j for j in range(4) if j != k]]
+            torch.testing.assert_close(lead[i, t], every[i, k] - rivals.amax(0))
+    # each patch is led by one class at most
+    all_leads = METHODS["lead"](model, images, torch.arange(4).expand(3, -1)).values
+    assert ((all_leads > 0).sum(1) <= 1).all()
+
+
 def test_a_model_without_maps_is_refused_in_words(images):
     with pytest.raises(UserError, match="no attention"):
         METHODS["evidence"](make("none"), images, torch.zeros(3, 1, dtype=torch.int64))

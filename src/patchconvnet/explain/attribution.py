@@ -156,6 +156,18 @@ def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionO
     return Attribution(values, patch_grid(model, _size(images), (h, w)), total)
 
 
+def _lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+    with torch.no_grad():
+        seen = look(model, images, tuple(classes.unique().tolist()))
+    h, w = seen.evidence.shape[-2:]
+    maps = []
+    for k in classes.unbind(1):
+        own = seen.classes == k[:, None]  # (B, K'), one true in each row
+        rivals = seen.evidence.masked_fill(own[..., None, None], -torch.inf).amax(1)
+        maps.append(seen.evidence[own] - rivals)
+    return Attribution(torch.stack(maps, 1), patch_grid(model, _size(images), (h, w)))
+
+
 def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[-2], images.shape[-1]
 
@@ -167,6 +179,15 @@ OURS = (
         "each patch's signed share of the class's logit, from the forward pass itself",
         "ours",
         _evidence,
+        signed=True,
+    ),
+    Method(
+        "lead",
+        "Evidence lead (ours)",
+        "by how much each patch speaks more for the class than for any other: evidence less that of the best rival "
+        "there, after the competition between classes of Gupta and Arora 2019, arXiv 1905.12152",
+        "ours",
+        _lead,
         signed=True,
     ),
     Method(

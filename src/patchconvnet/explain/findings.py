@@ -136,7 +136,7 @@ def _of_the_measures(summary: Summary) -> list[str]:
     pixels, patches = (summary.figures.get((name, "deletion")) for name in ("random_pixels", "random"))
     if pixels and patches and pixels.mean < patches.mean - SURE * (pixels.error + patches.error):
         sentences.append(
-            f"Deletion rewards scatter: noise by pixels has {pixels.mean:.3f}, noise by patches {patches.mean:.3f}, and "
+            f"Deletion rewards scatter: noise by pixels has {pixels.mean:.3f}, by patches {patches.mean:.3f}, and "
             "neither knows anything. Maps of pixels and maps of patches cannot be compared by it."
         )
     centre = summary.figures.get(("centre", "stability_noise"))
