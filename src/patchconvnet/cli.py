@@ -1,4 +1,4 @@
-"""The command line: one command a thing people do. It parses, calls and prints; the work is elsewhere."""
+"""The command line: one command for each thing people do. It parses, calls and prints; the work is elsewhere."""
 
 import argparse
 import logging
@@ -7,6 +7,7 @@ import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,17 +163,7 @@ def _evaluate_parser() -> ArgumentParser:
         "  patchconvnet evaluate --model runs/pets/best --data folder:my_pictures --split validation --out report",
     )
     _add_model_options(parser)
-    parser.add_argument("--data", required=True, help="cifar10, cifar100, digits or folder:PATH")
-    parser.add_argument("--root", default=None, help="where CIFAR lies or is downloaded to")
-    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument(
-        "--validation", type=float | None, default=None, help="share or number set aside; as in the recipe"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of that choice; as in the recipe (data.seed)")
-    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
-    parser.add_argument(
-        "--size", type=_size_type(), default=None, help="another network input, SIDE or [HEIGHT, WIDTH]"
-    )
+    _add_data_options(parser)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2, help="processes that read picture files")
     parser.add_argument(
@@ -185,19 +176,12 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from patchconvnet.data import datasets
-    from patchconvnet.explain.maps import preprocessing_of
     from patchconvnet.training.evaluation import evaluate
     from patchconvnet.training.evaluation_files import save_evaluation
 
     model, device = _load_model(values)
-    preprocessing = preprocessing_of(model)
-    if values.size is not None:
-        preprocessing = preprocessing.with_size(values.size)
-    data = datasets.load(
-        values.data, root=values.root, validation=values.validation, seed=values.seed, strict=values.strict,
-        show_progress=True,
-    )  # fmt: skip
+    preprocessing = _preprocessing(model, values)
+    data = _load_data(values)
     split = data.require(values.split)
     _check_class_names(model.metadata.class_names, data.class_names)
     console = Console(highlight=False)
@@ -335,6 +319,46 @@ def _unique_stems(paths: list[Path]) -> list[str]:
     return stems
 
 
+# audit
+
+
+def _audit_parser() -> ArgumentParser:
+    from patchconvnet.explain.audit_settings import AuditSettings
+
+    parser = ArgumentParser(
+        formatter_class=HelpFormatter,
+        description="How faithful are a model's maps? Measure them beside the usual methods, on a whole data set.\n\n"
+        "  patchconvnet audit --model cifar10 --data cifar10 --limit 200 --out trust\n"
+        "  patchconvnet audit --model runs/pets/best --data folder:pets --masks pets_masks --out trust\n\n"
+        "Writes report.html (one page that stands alone), report.json and report.csv; interrupted, the same command\n"
+        "goes on where it stopped. The methods of others need: pip install 'patchconvnet[audit]'.",
+    )
+    _add_model_options(parser)
+    _add_data_options(parser)
+    parser.add_argument("--boxes", type=Path | None, default=None, help="CSV with the columns picture, x0, y0, x1, y1")
+    parser.add_argument("--masks", type=Path | None, default=None, help="folder with a mask for each picture")
+    parser.add_class_arguments(AuditSettings)
+    parser.add_argument("--out", type=Path, default=Path("audit"), help="folder for the report and the audit's state")
+    return parser
+
+
+def _audit(parser: ArgumentParser, values: Namespace) -> int:
+    from patchconvnet.explain.audit import audit
+    from patchconvnet.explain.audit_settings import AuditSettings
+
+    settings = AuditSettings(**{f.name: values[f.name] for f in fields(AuditSettings)})
+    model, device = _load_model(values)
+    data = _load_data(values)
+    result = audit(
+        model, data.require(values.split), values.out, settings, boxes=values.boxes, masks=values.masks,
+        preprocessing=_preprocessing(model, values), device=device, name=str(values.model),
+        data_name=f"{data.name}, {values.split}", show_progress=sys.stdout.isatty(),
+    )  # fmt: skip
+    for path in result.files:
+        print(path)
+    return 0
+
+
 # models
 
 
@@ -379,6 +403,36 @@ _MODELS_CAPTION = (
 # shared by the commands that use a trained model
 
 
+def _add_data_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="cifar10, cifar100, digits or folder:PATH")
+    parser.add_argument("--root", default=None, help="where CIFAR lies or is downloaded to")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument(
+        "--validation", type=float | None, default=None, help="share or number set aside; as in the recipe"
+    )
+    parser.add_argument("--data_seed", type=int, default=0, help="of that choice; as in the recipe (data.seed)")
+    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    parser.add_argument(
+        "--size", type=_size_type(), default=None, help="another network input, SIDE or [HEIGHT, WIDTH]"
+    )
+
+
+def _load_data(values: Namespace) -> Any:
+    from patchconvnet.data import datasets
+
+    return datasets.load(
+        values.data, root=values.root, validation=values.validation, seed=values.data_seed, strict=values.strict,
+        show_progress=True,
+    )  # fmt: skip
+
+
+def _preprocessing(model: Any, values: Namespace) -> Any:
+    from patchconvnet.explain.maps import preprocessing_of
+
+    preprocessing = preprocessing_of(model)
+    return preprocessing if values.size is None else preprocessing.with_size(values.size)
+
+
 def _add_model_options(parser: ArgumentParser, default: str | None = None) -> None:
     parser.add_argument(
         "--model",
@@ -416,5 +470,6 @@ COMMANDS = {
     "train": Command("train a network on your pictures", _train_parser, _train),
     "evaluate": Command("measure a model on labelled pictures", _evaluate_parser, _evaluate),
     "explain": Command("see what a model says about a picture, and which patches made it", _explain_parser, _explain),
+    "audit": Command("measure how faithful a model's maps are, beside the usual methods", _audit_parser, _audit),
     "models": Command("list the variants and their published weights", _models_parser, _models),
 }
