@@ -1,8 +1,16 @@
 """Image classifiers that show where they look (arXiv 2112.13692). Importing this package registers its models in timm."""
 
 from patchconvnet.errors import UserError
-from patchconvnet.models import Output, PatchConvNet, PatchConvNetConfig
+from patchconvnet.models import Output, PatchConvNet, PatchConvNetConfig, load, with_attention_pooling
 
 __version__ = "0.1.0"
 
-__all__ = ["Output", "PatchConvNet", "PatchConvNetConfig", "UserError", "__version__"]
+__all__ = [
+    "Output",
+    "PatchConvNet",
+    "PatchConvNetConfig",
+    "UserError",
+    "__version__",
+    "load",
+    "with_attention_pooling",
+]

@@ -49,7 +49,8 @@ def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) 
     shifts them the other way.
 
     Args:
-        model: the network; its stem, if it has ours, says where the receptive fields lie.
+        model: the network; its stem, if it has ours, says where the receptive fields lie, and a timm backbone knows its
+            `first_centre`. Patches of other networks divide the input evenly.
         size: (height, width) of the network input.
         shape: (h, w) patches it gives.
     """
@@ -57,6 +58,10 @@ def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) 
     if isinstance(stem, ConvStem):
         step = float(stem.patch_size)
         return Grid(shape, (step, step), (_first_centre(stem, size[0]), _first_centre(stem, size[1])))
+    first = getattr(model, "first_centre", None)
+    if first is not None:
+        step = float(model.patch_size)  # type: ignore[arg-type]
+        return Grid(shape, (step, step), first)
     step_y, step_x = size[0] / shape[0], size[1] / shape[1]
     return Grid(shape, (step_y, step_x), (step_y / 2, step_x / 2))
 

@@ -263,7 +263,7 @@ def _from_tag(kinds: Sequence[type[ModelT]], tag: str, options: dict[str, Any]) 
             f"{'close to it' if close != published else 'published'}: {', '.join(close)}"
         )
     model: Any = timm.create_model(tag, pretrained=True, **options).eval()
-    if not isinstance(model, tuple(kinds)):
+    if not any(isinstance(model, kind) for kind in kinds):
         raise UserError(f"{tag} is a {type(model).__name__}; patchconvnet.load reads it")
     return model
 
