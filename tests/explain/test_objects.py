@@ -93,6 +93,17 @@ def test_masks_from_a_folder(files, tmp_path):
     assert [objects.on_input(i, geometry).mask.sum() for i in range(3)] == [9, 16, 180]
 
 
+def test_masks_beside_their_pictures(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (WIDTH, HEIGHT), "white").save(tmp_path / name)
+    Image.fromarray(mask_of(*BOX)).save(tmp_path / "a_mask.png")
+    files = PictureFiles([tmp_path / "a.png", tmp_path / "b.png"], torch.tensor([0, 1]), ["cat", "dog"])
+    geometry = Preprocessing((HEIGHT, WIDTH)).geometry(HEIGHT, WIDTH)
+    assert read_objects(files, [0], None, tmp_path).on_input(0, geometry).mask.sum() == 180
+    with pytest.raises(UserError, match=r"no mask for 1 of 2 pictures: .*b\.png"):
+        read_objects(files, [0, 1], None, tmp_path)
+
+
 def test_nothing_given_is_no_objects(pictures):
     assert read_objects(pictures, [0, 1], None, None) is None
 

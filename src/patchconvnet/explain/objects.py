@@ -93,8 +93,8 @@ def read_objects(split: Split, indices: Sequence[int], boxes: Source | None, mas
         boxes: a CSV file with the columns picture, x0, y0, x1, y1 (pixels of the picture, edges at whole numbers, a row
             a box; a picture is named by "class/file", by "file", or by its number in the split, for pictures in
             memory), or an array (n, 4) for each picture of the split.
-        masks: a folder with a picture file for each picture, not zero where the object is, called NAME.png or
-            NAME_mask.png, in folders by class or all in one; or an array (H, W) for each picture of the split.
+        masks: a folder with a picture file for each picture, not zero where the object is, called NAME_mask.png or
+            NAME.png, in folders by class or all in one; or an array (H, W) for each picture of the split.
 
     Returns:
         None where neither boxes nor masks are given.
@@ -111,7 +111,7 @@ def read_objects(split: Split, indices: Sequence[int], boxes: Source | None, mas
                 f"given {what} for {len(given)} pictures, but the data has {len(split)}; give one a picture."
             )
     box_list = _read_boxes(Path(boxes), names, indices) if isinstance(boxes, str | os.PathLike) else boxes
-    mask_list = _find_masks(Path(masks), names, indices) if isinstance(masks, str | os.PathLike) else masks
+    mask_list = _find_masks(Path(masks), split, names, indices) if isinstance(masks, str | os.PathLike) else masks
     return Objects(names, box_list, mask_list)
 
 
@@ -135,7 +135,7 @@ def _read_boxes(path: Path, names: list[str], indices: Sequence[int]) -> list[np
     return boxes
 
 
-def _find_masks(folder: Path, names: list[str], indices: Sequence[int]) -> list[Path]:
+def _find_masks(folder: Path, split: Split, names: list[str], indices: Sequence[int]) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder of masks {folder}.")
     needed = set(indices)
@@ -144,8 +144,10 @@ def _find_masks(folder: Path, names: list[str], indices: Sequence[int]) -> list[
         parent, _, file = name.rpartition("/")
         stem = Path(file).stem
         candidates = [
-            folder / place / called for place in (parent, "") for called in (f"{stem}.png", f"{stem}_mask.png")
+            folder / place / called for place in (parent, "") for called in (f"{stem}_mask.png", f"{stem}.png")
         ]
+        if isinstance(split, PictureFiles):  # masks may lie beside their pictures, and a picture is no mask
+            candidates = [path for path in candidates if path.resolve() != split.paths[index].resolve()]
         mask = next((path for path in candidates if path.is_file()), None) if index in needed else None
         if mask is None and index in needed:
             missing.append(name)
