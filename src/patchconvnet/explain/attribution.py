@@ -175,7 +175,7 @@ def _size(images: Tensor) -> tuple[int, int]:
 OURS = (
     Method(
         "evidence",
-        "Evidence (ours)",
+        "Evidence",
         "each patch's signed share of the class's logit, from the forward pass itself",
         "ours",
         _evidence,
@@ -183,7 +183,7 @@ OURS = (
     ),
     Method(
         "lead",
-        "Evidence lead (ours)",
+        "Evidence lead",
         "by how much each patch speaks more for the class than for any other: evidence less that of the best rival "
         "there, after the competition between classes of Gupta and Arora 2019, arXiv 1905.12152",
         "ours",
@@ -192,7 +192,7 @@ OURS = (
     ),
     Method(
         "attention",
-        "Attention (ours)",
+        "Attention",
         "the weights that pool the patches, from the forward pass itself (Touvron et al. 2021, arXiv 2112.13692)",
         "ours",
         _attention,

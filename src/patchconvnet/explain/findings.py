@@ -44,40 +44,47 @@ class _Rival(NamedTuple):
 
 
 def _beside_the_others(summary: Summary, method: Method) -> tuple[list[str], list[str]]:
-    best, useless, worse = [], [], []
+    best: list[str] = []
+    useless: list[str] = []
+    unsure: list[str] = []
+    worse: list[str] = []
     for column in summary.columns:
         if column.part_of in ("stability", "completeness"):
             continue  # a map of nothing is stable, and only some claim a sum: no contest
-        all_rivals = [
+        known = [
             _Rival(other, *gap)
             for other in summary.methods
             if other is not method and (gap := summary.gap(method.name, other.name, column)) is not None
         ]
-        here = _on(summary, method, column) if all_rivals else ""
-        unbeaten = [r for r in all_rivals if r.method.kind == "control" and not r.surely_behind]
-        rivals = [r for r in all_rivals if r.method.kind == "method"]
+        if not known:
+            continue
+        here = _on(summary, method, column)
+        unbeaten = [rival for rival in known if rival.method.kind == "control" and not rival.surely_behind]
+        rivals = [rival for rival in known if rival.method.kind == "method"]
         if unbeaten and column.part_of != "sanity":
             hardest = min(unbeaten, key=lambda rival: rival.behind)
-            figure = summary.figures[hardest.method.name, column.name].mean
-            useless.append(f"{here} ({escape(hardest.method.title.lower())} {figure:.3f})")
-        elif rivals and all(rival.surely_behind for rival in rivals):
-            next_best = min(rivals, key=lambda rival: rival.behind)
-            best.append(
-                f"{here} ({escape(next_best.method.title)} is {next_best.behind:.3f} ± {next_best.error:.3f} behind)"
+            control = (
+                f"{escape(hardest.method.title.lower())} {summary.figures[hardest.method.name, column.name].mean:.3f}"
             )
+            (useless if hardest.behind <= 0 else unsure).append(f"{here} ({control})")
+        elif rivals and all(rival.surely_behind for rival in rivals):
+            second = min(rivals, key=lambda rival: rival.behind)
+            best.append(f"{here} ({escape(second.method.title)} is {second.behind:.3f} ± {second.error:.3f} behind)")
         if ahead := [rival for rival in rivals if rival.surely_ahead]:
             first = min(ahead, key=lambda rival: rival.behind)
-            more = f", and {len(ahead) - 1} more are" if len(ahead) > 1 else ""
+            others = (
+                f", as are {len(ahead) - 1} more" if len(ahead) > 2 else ", as is one more" if len(ahead) > 1 else ""
+            )
             worse.append(
-                f"{here} ({escape(first.method.title)} is {-first.behind:.3f} ± {first.error:.3f} better{more})"
+                f"{here} ({escape(first.method.title)} is {-first.behind:.3f} ± {first.error:.3f} better{others})"
             )
     name = f"<b>{escape(method.title)}</b>"
-    strong = [f"{name} is ahead of every other method on {_list(best)}."] if best else []
+    strong = [f"{name} is ahead of every method that is not ours on {_list(best)}."] if best else []
     weak = []
     if useless:
-        weak.append(
-            f"{name} is no better than something that knows no network on {_list(useless)}: there it adds nothing."
-        )
+        weak.append(f"{name} is no better than a map that knows no network on {_list(useless)}: there it adds nothing.")
+    if unsure:
+        weak.append(f"Too few pictures to tell {name} from a map that knows no network on {_list(unsure)}.")
     if worse:
         weak.append(f"{name} is behind on {_list(worse)}.")
     return strong, weak
@@ -148,8 +155,9 @@ def _of_the_measures(summary: Summary) -> list[str]:
 
 
 def _on(summary: Summary, method: Method, column: Measure) -> str:
-    title = column.title if column.title[:2].isupper() else column.title[0].lower() + column.title[1:]
-    return f"{title} {summary.figures[method.name, column.name].mean:.3f}"
+    first = column.title.split(" ")[0]
+    title = column.title[0].lower() + column.title[1:] if first[1:].strip(":").islower() else column.title
+    return f"{escape(title)} {summary.figures[method.name, column.name].mean:.3f}"
 
 
 def _list(items: list[str]) -> str:

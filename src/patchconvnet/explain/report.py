@@ -241,7 +241,7 @@ def _cell(summary: Summary, method: Method, column: Measure, best: Sequence[str]
 
 def _gallery(summary: Summary, examples: Sequence[Example]) -> str:
     methods = [method for method in _in_order(summary) if not method.name.startswith("random")]
-    head = "<th></th>" + "".join(f"<th>{escape(m.title)}</th>" for m in methods)
+    head = "<th></th>" + "".join(f'<th class="{m.kind}">{escape(m.title)}</th>' for m in methods)
     rows = []
     for example in examples:
         about = f"<b>{escape(example.predicted)}</b>"
