@@ -1,4 +1,4 @@
-"""The demo of `make demo`: train on real handwritten digits, evaluate, explain photographs; ends with where the figures are."""
+"""The demo of `make demo`: train on handwritten digits, evaluate, explain photographs, say where the figures are."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Image classifiers that show where they look (arXiv 2112.13692). Importing this package registers its models in timm."""
+"""Image classifiers that show where they look (arXiv 2112.13692). Importing this registers its models in timm."""
 
 from patchconvnet.errors import UserError
 from patchconvnet.models import Output, PatchConvNet, PatchConvNetConfig, load, with_attention_pooling
