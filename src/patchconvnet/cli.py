@@ -447,14 +447,14 @@ def _add_model_options(parser: ArgumentParser, default: str | None = None) -> No
 def _load_model(values: Namespace) -> tuple[Any, Any]:
     import torch
 
-    from patchconvnet import PatchConvNet
+    from patchconvnet import load
 
     name = values.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        model = PatchConvNet.from_pretrained(values.model).to(device)
+        model = load(values.model).to(device)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
         raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return model, device
