@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from patchconvnet.models.layers import BatchNorm
@@ -55,7 +56,18 @@ class SynchronisedBatchNorm(SynchronisedBatchNorm2d):
         return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class SynchronisedBatchNormAct2d(SynchronisedBatchNorm2d):
+    """The same for timm's batch norm with its activation, which many of its networks have."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+    BatchNormAct2d: SynchronisedBatchNormAct2d,
     BatchNorm: SynchronisedBatchNorm,
     nn.BatchNorm2d: SynchronisedBatchNorm2d,
 }

@@ -23,7 +23,7 @@ from torch import Tensor
 from patchconvnet import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
-from patchconvnet.models.patchconvnet import PatchConvNet
+from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training import sharding
 from patchconvnet.training.distributed import synchronise_batch_norm
@@ -288,7 +288,7 @@ class _Training:
             group["lr"] = share * group["initial_lr"]
 
     def _evaluate(
-        self, model: PatchConvNet, split: Literal["validation", "test"], full_precision: bool = False
+        self, model: AttentionClassifier, split: Literal["validation", "test"], full_precision: bool = False
     ) -> Evaluation:
         return evaluate(
             model,
@@ -338,7 +338,7 @@ class _Training:
         )
         self._save_model(self.whole)
 
-    def _save_model(self, model: PatchConvNet) -> None:
+    def _save_model(self, model: AttentionClassifier) -> None:
         model.save_pretrained(self.folder.best, dtype="float16" if self.recipe.half_weights else "float32")
 
     def _provenance(self) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class _Training:
             return
         if "test" not in metrics:
             with agreed(self.fabric):
-                model = PatchConvNet.from_pretrained(self.folder.best).to(self.fabric.device)
+                model = load(self.folder.best).to(self.fabric.device)
             result = self._evaluate(model, "test", full_precision=True).to_dict()
             metrics = {**model.metadata.metrics, "test": result}
             with agreed(self.fabric):

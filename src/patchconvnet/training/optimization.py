@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.models.patchconvnet import PatchConvNet
+from patchconvnet.models import AttentionClassifier
 from patchconvnet.training.recipe import OptimizationOptions
 
 
@@ -39,7 +39,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base: float, w
     return 0.5 * base * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: PatchConvNet, options: OptimizationOptions) -> torch.optim.Optimizer:
+def build_optimizer(model: AttentionClassifier, options: OptimizationOptions) -> torch.optim.Optimizer:
     """timm's optimizer over the model's parameters, in groups, each of which keeps its rate at the top as `initial_lr`.
 
     Weight decay spares everything with one axis or none (biases, norms, layer scales) and what the model names in
@@ -82,7 +82,7 @@ def build_optimizer(model: PatchConvNet, options: OptimizationOptions) -> torch.
         raise UserError(f"optimizer {options.optimizer!r} cannot be built: {error}") from error
 
 
-def _outer_weights(model: PatchConvNet) -> set[str]:
+def _outer_weights(model: AttentionClassifier) -> set[str]:
     first = next(name for name, parameter in model.named_parameters() if parameter.ndim == 4)
     classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
     return {first} | {name for name, parameter in model.named_parameters() if id(parameter) in classifier}

@@ -50,9 +50,11 @@ class ModelOptions:
     """Which network.
 
     Args:
-        name: a variant (see `patchconvnet models`), a published tag with `pretrained`, or a model folder to go on from.
+        name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
+            a timm model such as resnet50, which gets attention pooling.
         pretrained: start from the tag's published weights; the classifier is made anew for other classes.
-        options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth.
+        options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
+            `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """
 
     name: str = "patchconvnet_mini"

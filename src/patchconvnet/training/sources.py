@@ -13,7 +13,7 @@ from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import DataSplits, PictureFiles, Split
 from patchconvnet.errors import UserError
-from patchconvnet.models.patchconvnet import PatchConvNet
+from patchconvnet.models import AttentionClassifier, load, with_attention_pooling
 from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -37,7 +37,7 @@ def load_data(recipe: Recipe, *, show_progress: bool = False) -> DataSplits:
     )
 
 
-def build_model(recipe: Recipe, num_classes: int) -> PatchConvNet:
+def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
     """The network that a recipe names, for `num_classes` and for as many channels as its preprocessing gives.
 
     Raises:
@@ -45,15 +45,20 @@ def build_model(recipe: Recipe, num_classes: int) -> PatchConvNet:
     """
     m = recipe.model
     if Path(m.name).is_dir():
-        model = PatchConvNet.from_pretrained(m.name, **m.options)
+        model = load(m.name, **m.options)
         if model.num_classes != num_classes:
             model.reset_classifier(num_classes)
         return model
-    if not timm.is_model(m.name) or not m.name.startswith("patchconvnet"):
-        known = timm.list_models("patchconvnet*")
-        close = difflib.get_close_matches(m.name, known) or known
-        raise UserError(f"unknown model {m.name!r}; it is neither a model folder nor one of {', '.join(close)}")
+    if not timm.is_model(m.name):
+        ours = timm.list_models("patchconvnet*")
+        close = difflib.get_close_matches(m.name, timm.list_models()) or ours
+        raise UserError(
+            f"unknown model {m.name!r}; it is neither a model folder nor a network of ours or timm's, "
+            f"such as {', '.join(close)}"
+        )
     options = {"in_chans": recipe.preprocessing.channels, **m.options}
+    if not m.name.startswith("patchconvnet"):
+        return with_attention_pooling(m.name, num_classes=num_classes, pretrained=m.pretrained, **options)
     try:
         return timm.create_model(m.name, pretrained=m.pretrained, num_classes=num_classes, **options)
     except RuntimeError as error:  # timm's, about a tag that the variant does not have
