@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing
@@ -95,47 +94,65 @@ def evaluate(
     """
     if not len(split):
         raise UserError("there are no pictures to evaluate on")
-    classes = len(split.class_names)
-    metrics = MetricCollection(
-        {
-            # validate_args would look at every batch's values, for which a GPU has to be waited for
-            "loss": MeanMetric(nan_strategy="disable"),
-            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, validate_args=False),
-            "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
-        },
-        compute_groups=False,
-    ).to(device)
+    tally = _Tally(len(split.class_names), torch.device(device))
     indices = torch.arange(rank, len(split), world_size)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for images, labels, _ in batches(
-                split, preprocessing, batch_size, device=device, indices=indices, workers=workers
-            ):
+            ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
+            for images, labels, _ in ours if len(indices) else ():
                 with autocast():
                     logits = model(images)
-                if logits.shape[1] != classes:
-                    raise UserError(
-                        f"the model has {logits.shape[1]} classes, the data {classes}; they do not belong together"
-                    )
-                logits = logits.float()
-                metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
-                metrics["top5"].update(logits, labels)
-                metrics["calibration_error"].update(logits.softmax(1), labels)
-                metrics["confusion"].update(logits.argmax(1), labels)
+                tally.add(logits.float(), labels)
                 if on_batch:
                     on_batch(len(labels))
-            results = metrics.compute()
+            if world_size > 1:
+                tally.join()
     finally:
         model.train(was_training)
-    confusion = results["confusion"].cpu()
-    return Evaluation(
-        loss=float(results["loss"]),
-        top1=int(confusion.diagonal().sum()) / int(confusion.sum()),
-        top5=float(results["top5"]),
-        calibration_error=float(results["calibration_error"]),
-        confusion=confusion,
-        class_names=split.class_names,
-    )
+    return tally.evaluation(split.class_names)
+
+
+class _Tally:
+    """Sums over pictures, on their device, from which every figure follows; those of several processes add up."""
+
+    def __init__(self, classes: int, device: torch.device):
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which mps does not have
+        self.loss = torch.zeros((), dtype=exact, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+        # over the pictures in each bin of confidence: (its confidence, whether it is right)
+        self.bins = torch.zeros((2, CALIBRATION_BINS), dtype=exact, device=device)
+        self.confusion = torch.zeros((classes, classes), dtype=torch.int64, device=device)
+        self.edges = torch.arange(1, CALIBRATION_BINS, device=device) / CALIBRATION_BINS
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, K), labels (B,)."""
+        classes = len(self.confusion)
+        if logits.shape[1] != classes:
+            raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not belong together")
+        confidence, predicted = logits.softmax(1).max(1)
+        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        self.top5 += (logits.topk(min(5, classes)).indices == labels[:, None]).sum()
+        self.confusion.view(-1).scatter_add_(0, labels * classes + predicted, torch.ones_like(labels))
+        bins = torch.bucketize(confidence, self.edges)
+        for row, values in zip(self.bins, (confidence, predicted == labels), strict=True):
+            row.scatter_add_(0, bins, values.to(row.dtype))
+
+    def join(self) -> None:
+        """Add up what all processes counted."""
+        for value in (self.loss, self.top5, self.bins, self.confusion):
+            dist.all_reduce(value)
+
+    def evaluation(self, class_names: list[str]) -> Evaluation:
+        """The figures."""
+        count = int(self.confusion.sum())
+        confidence, right = self.bins
+        return Evaluation(
+            loss=self.loss.item() / count,
+            top1=int(self.confusion.diagonal().sum()) / count,
+            top5=int(self.top5) / count,
+            calibration_error=(confidence - right).abs().sum().item() / count,
+            confusion=self.confusion.cpu(),
+            class_names=class_names,
+        )

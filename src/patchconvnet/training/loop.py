@@ -105,8 +105,8 @@ class _Training:
         )
         self.source = batch_source(pictures, recipe, fabric.device, show_progress=self.first)
         torch.manual_seed(recipe.seed)
-        self.plain = build_model(recipe, len(self.class_names)).to(memory_format=torch.channels_last)
-        self.plain_optimizer = build_optimizer(self.plain, recipe.optimization)
+        self.plain = build_model(recipe, len(self.class_names))
+        build_optimizer(self.plain, recipe.optimization)  # for its complaints; the real one follows in _set_up
         self.monitor = AttentionMonitor(
             self.data.validation or pictures, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
         )
@@ -114,11 +114,16 @@ class _Training:
     def _set_up(self) -> None:
         fabric, decay = self.fabric, self.recipe.optimization.ema_decay
         # the network that is validated, drawn and kept, with all its weights on this process
-        self.whole = copy.deepcopy(self.plain).to(fabric.device) if is_sharded(fabric) else self.plain
+        self.whole = self.plain
+        if is_sharded(fabric):  # which takes weights in their plain memory layout only
+            self.whole = copy.deepcopy(self.plain).to(fabric.device)
+        else:
+            self.plain.to(memory_format=torch.channels_last)
         if fabric.world_size > 1:
             synchronise_batch_norm(self.plain)
         compiled = torch.compile(self.plain) if self.recipe.compile else self.plain
-        self.model, self.optimizer = fabric.setup(compiled, self.plain_optimizer)
+        self.model = fabric.setup_module(compiled)
+        self.optimizer = fabric.setup_optimizers(build_optimizer(self.plain, self.recipe.optimization))
         self.ema = ModelEmaV3(self.plain, decay, use_warmup=True) if decay else None
         if self.ema is not None:
             self.whole = self.ema.module
@@ -147,7 +152,7 @@ class _Training:
         losses, top1, top5 = self._train_epoch(progress)
         train_seconds = time.perf_counter() - started
         if is_sharded(self.fabric):
-            sharding.gather(self.model, self.whole)
+            sharding.gather(self.plain, self.whole)
         with agreed(self.fabric):
             self._check_weights()
         validation = self._evaluate(self.whole, "validation") if self.data.validation is not None else None
@@ -381,7 +386,7 @@ class _Training:
 
     def _state(self) -> dict[str, Any]:
         if is_sharded(self.fabric):
-            state = sharding.state(self.model, self.optimizer)
+            state = sharding.state(self.plain, self.optimizer.optimizer)
         else:
             state = {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
@@ -396,8 +401,8 @@ class _Training:
         for name in PROGRESS:
             setattr(self, name, state[name])
         if is_sharded(self.fabric):
-            sharding.load(self.model, self.optimizer, state)
-            sharding.gather(self.model, self.whole)
+            sharding.load(self.plain, self.optimizer.optimizer, state)
+            sharding.gather(self.plain, self.whole)
         else:
             self.plain.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

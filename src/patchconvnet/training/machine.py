@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import TensorBoardLogger
-from lightning.fabric.strategies import DDPStrategy, FSDPStrategy
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from patchconvnet.errors import UserError
 from patchconvnet.training.recipe import Recipe
+from patchconvnet.training.sharding import shard
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 # fsdp cuts every weight into pieces; these optimizers treat each number by itself and so do not mind
@@ -53,7 +54,7 @@ def launch(machine: Machine, recipe: Recipe, run: Path) -> Fabric:
     strategy: Any = machine.strategy
     if strategy == "fsdp":
         _check_sharding(recipe)
-        strategy = FSDPStrategy(state_dict_type="full")
+        strategy = ModelParallelStrategy(shard, data_parallel_size=count, tensor_parallel_size=1)
     elif strategy == "ddp" or count > 1:
         # every process computes the same running statistics, so nothing is broadcast before a forward pass, and a
         # process may run one by itself (the monitor's)
@@ -105,7 +106,7 @@ def agreed(fabric: Fabric) -> Iterator[None]:
 
 def is_sharded(fabric: Fabric) -> bool:
     """Whether each process holds a part of the weights only."""
-    return isinstance(fabric.strategy, FSDPStrategy)
+    return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def device_name(device: torch.device) -> str:

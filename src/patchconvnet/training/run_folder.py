@@ -58,7 +58,7 @@ class RunFolder:
             self._check_recipe(recipe)
         elif resume == "yes":
             raise UserError(f"nothing to resume: there is no {self.checkpoint}; leave --resume away to begin")
-        elif self.path.is_dir() and any(self.path.iterdir()) and (self.best.exists() or not self._recipe.is_file()):
+        elif self._holds_something_else():
             raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
         self._remove_leftovers()
         if not self.checkpoint.is_file():
@@ -70,7 +70,7 @@ class RunFolder:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        aside = self.checkpoint.with_suffix(".part")
+        aside = _aside(self.checkpoint)
         try:
             with self.writing():
                 self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -137,12 +137,18 @@ class RunFolder:
                 f"recipe ({self._recipe}), or begin a new run in another --out"
             )
 
+    def _holds_something_else(self) -> bool:
+        """Whether the folder, which has no checkpoint, holds more than the beginning of a run."""
+        if not self.path.is_dir():
+            return False
+        begun = self._recipe.is_file() and not self.best.exists()
+        return not begun and any(file != _aside(self._recipe) for file in self.path.iterdir())
+
     def _remove_leftovers(self) -> None:
         """Files that a killed process was about to rename; pictures and logs of one killed before its checkpoint."""
         with self.writing():
-            for pattern in ("*.part", ".*.part"):
-                for file in (*self.path.glob(pattern), *self.path.glob(f"checkpoints/{pattern}")):
-                    file.unlink(missing_ok=True)
+            for file in (self._recipe, self._metrics, self.checkpoint):
+                _aside(file).unlink(missing_ok=True)
             for name in ("config.json", "model.safetensors"):
                 for file in self.best.glob(f".{name}.*"):
                     file.unlink(missing_ok=True)
@@ -157,7 +163,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text)
@@ -166,6 +172,10 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _save(state: dict[str, Any], file: Any) -> None:

@@ -1,11 +1,10 @@
-"""Weights that strategy fsdp has cut into pieces, made whole for evaluation and files, and cut again.
+"""Strategy fsdp: weights cut into pieces over the processes, and made whole again for evaluation and files.
 
-Not run on GPUs yet: the tests run it with two CPU processes.
+PyTorch's fully_shard ("FSDP2"). The tests run it with two CPU processes; on GPUs it has not been run yet.
 """
 
 from typing import Any
 
-from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -13,31 +12,40 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
+
+from patchconvnet.models.trunk import TrunkBlock
 
 
-def gather(model: _FabricModule, whole: nn.Module) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Give each process its part of every weight; a block's are whole on a device only while it computes."""
+    for block in model.modules():
+        if isinstance(block, TrunkBlock):
+            fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(model, mesh=mesh["data_parallel"])
+    return model
+
+
+def gather(model: nn.Module, whole: nn.Module) -> None:
     """Copy all weights into a network that has them whole, on every process."""
-    whole.load_state_dict(get_model_state_dict(_root(model), options=StateDictOptions(full_state_dict=True)))
+    whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
 
 
-def state(model: _FabricModule, optimizer: _FabricOptimizer) -> dict[str, Any]:
+def state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Whole weights and optimizer state in the first process's memory; empty in the others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, optimizer_state = get_state_dict(_root(model), optimizer.optimizer, options=options)
+    weights, optimizer_state = get_state_dict(model, optimizer, options=options)
     return {"model": weights, "optimizer": optimizer_state}
 
 
-def load(model: _FabricModule, optimizer: _FabricOptimizer, whole: dict[str, Any]) -> None:
+def load(model: nn.Module, optimizer: Optimizer, whole: dict[str, Any]) -> None:
     """Give each process its part of what `state` returned; every process has all of it."""
     set_state_dict(
-        _root(model),
-        optimizer.optimizer,
+        model,
+        optimizer,
         model_state_dict=whole["model"],
         optim_state_dict=whole["optimizer"],
         options=StateDictOptions(full_state_dict=True),
     )
-
-
-def _root(model: _FabricModule) -> FullyShardedDataParallel:
-    return FullyShardedDataParallel.fsdp_modules(model, root_only=True)[0]

@@ -1,0 +1,291 @@
+"""Two gloo processes against one: the same losses, the same statistics, every picture once, one voice.
+
+Run as a script, this file is one of the two processes.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_runs import CPU, LAYER_NORM, MICRO, assert_same_weights, checkpoint, kept, micro, run, step_losses, untimed
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from patchconvnet.cli import _quieten
+from patchconvnet.data.splits import Pictures
+from patchconvnet.errors import UserError
+from patchconvnet.models.layers import BatchNorm
+from patchconvnet.training import machine
+from patchconvnet.training.distributed import synchronise_batch_norm
+from patchconvnet.training.evaluation import evaluate
+from patchconvnet.training.progress import TrainingProgress
+from patchconvnet.training.recipe import Recipe
+
+HERE = Path(__file__)
+EPOCHS = 4  # of 6 steps: 24
+RECIPES = {
+    "layer": micro(epochs=EPOCHS, model=LAYER_NORM),
+    # not AdamW, which would blow up rounding errors in a bias before a batch norm: its gradient is 0 but for those
+    "batch": micro(epochs=EPOCHS, optimization={"optimizer": "sgd", "learning_rate": 0.3}),
+    "mixup": micro(
+        epochs=EPOCHS,
+        model=LAYER_NORM,
+        augmentation={"mixup": 0.4, "cutmix": 1.0, "cutout": 3, "random_erasing": 0.3},
+        optimization={"accumulate": 2, "clip_gradient": 1.0, "ema_decay": 0.9},
+    ),
+}
+EVALUATED = (1, 2, 203, 300)  # pictures; with 2 processes also none for one of them
+BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
+
+
+# What one of the two processes does
+
+
+def be_one_of_two(folder: Path) -> None:
+    """Everything that two processes are asked in this file, into `folder`."""
+    _quieten()
+    for name, recipe in RECIPES.items():
+        run(recipe, folder / name)
+    interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
+    interrupted_and_resumed(RECIPES["layer"], folder / "sharded", machine.Machine("cpu", strategy="fsdp"))
+    rank = dist.get_rank()
+    torch.save([batch_norm_results(shape, rank, 2) for shape in BATCHES], folder / f"batch_norm_{rank}.pt")
+    counted = [evaluation_figures(count, rank, 2) for count in EVALUATED]
+    (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
+    refusals = []
+    for recipe, target in (
+        (micro(optimization={"learning_rate": 1e20, "warmup": 0.0}), "nan"),
+        (micro(model={"name": "patchconvnet_none"}), "unknown"),
+        (MICRO, "layer"),
+    ):
+        try:
+            run(recipe, folder / target)
+        except UserError as error:
+            refusals.append(str(error))
+        except SystemExit as error:
+            refusals.append(f"exit {error.code}")
+    (folder / f"refusals_{rank}.json").write_text(json.dumps(refusals))
+
+
+def interrupted_and_resumed(recipe: Recipe, folder: Path, where: machine.Machine) -> None:
+    show = TrainingProgress.epoch
+
+    def interrupt(self: TrainingProgress, row: dict[str, Any], is_best: bool) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    TrainingProgress.epoch = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, folder, machine=where)
+    TrainingProgress.epoch = show  # type: ignore[method-assign]
+    run(recipe, folder, machine=where, resume="yes")
+
+
+def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> dict[str, Tensor]:
+    """Outputs, statistics and gradients of this process's part of a batch, in both layouts."""
+    generator = torch.Generator().manual_seed(0)
+    images, weights = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(2))
+    part = slice(rank * shape[0] // world_size, (rank + 1) * shape[0] // world_size)
+    results = {}
+    norms = {
+        "patches": BatchNorm(shape[-1]),
+        "images": nn.BatchNorm2d(shape[-1]),
+        "activated images": BatchNormAct2d(shape[-1]),
+    }
+    for layout, norm in norms.items():
+        nn.init.uniform_(norm.weight, generator=generator)
+        nn.init.uniform_(norm.bias, generator=generator)
+        if world_size > 1:
+            synchronise_batch_norm(norm)
+        x = images[part].clone().requires_grad_()
+        y = norm(x if layout == "patches" else x.permute(0, 3, 1, 2))
+        y = y if layout == "patches" else y.permute(0, 2, 3, 1)
+        (y * weights[part]).square().sum().backward()
+        results |= {
+            f"{layout} output": y.detach(),
+            f"{layout} input gradient": x.grad,
+            f"{layout} weight gradient": norm.weight.grad,
+            f"{layout} bias gradient": norm.bias.grad,
+            f"{layout} mean": norm.running_mean,
+            f"{layout} variance": norm.running_var,
+            f"{layout} count": norm.num_batches_tracked,
+            f"{layout} in evaluation": norm.eval()(images if layout == "patches" else images.permute(0, 3, 1, 2)),
+        }
+    return results
+
+
+class Linear(nn.Module):
+    """Some fixed function of a picture's pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = torch.randn(images[0].numel(), 7, generator=torch.Generator().manual_seed(5))
+        return images.flatten(1) @ weight
+
+
+def evaluation_figures(count: int, rank: int, world_size: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 7, (count,), generator=generator)
+    pictures = Pictures(images, labels, list("abcdefg"))
+    preprocessing = micro(preprocessing={"size": (4, 4)}).preprocessing
+    result = evaluate(Linear(), pictures, preprocessing, batch_size=50, rank=rank, world_size=world_size)
+    return {**result.to_dict(), "confusion": result.confusion.tolist()}
+
+
+# The tests
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `be_one_of_two` left, done by two processes as torchrun would start them."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE), str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    for rank, output in enumerate(outputs):
+        (folder / f"output_{rank}.txt").write_text(output)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_losses_are_those_of_one_process(name: str, two: Path, tmp_path: Path) -> None:
+    one = run(RECIPES[name], tmp_path)
+    losses = step_losses(one)
+    assert len(losses) == 6 * EPOCHS > 20
+    assert max(losses) - min(losses) > 0.05  # there was something to learn
+    assert step_losses(two / name) == pytest.approx(losses, abs=1e-5)
+    for mine, theirs in zip(untimed(one), untimed(two / name), strict=True):
+        assert {k: float(v) for k, v in mine.items()} == pytest.approx(
+            {k: float(v) for k, v in theirs.items()}, abs=1e-4
+        )
+    for key, value in checkpoint(one)["model"].items():
+        torch.testing.assert_close(checkpoint(two / name)["model"][key], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path) -> None:
+    by_rank = [torch.load(two / f"batch_norm_{rank}.pt") for rank in range(2)]
+    for i, shape in enumerate(BATCHES):
+        one, (first, second) = batch_norm_results(shape, 0, 1), [results[i] for results in by_rank]
+        for name, expected in one.items():
+            if name.endswith(("output", "input gradient")):
+                found = torch.cat((first[name], second[name]))
+            elif name.endswith("gradient"):  # of parameters: ddp adds them up
+                found = first[name] + second[name]
+            else:
+                assert torch.equal(first[name], second[name])
+                found = first[name]
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_evaluation_counts_each_picture_once(two: Path) -> None:
+    expected = [evaluation_figures(count, 0, 1) for count in EVALUATED]
+    for rank in range(2):
+        found = json.loads((two / f"evaluation_{rank}.json").read_text())
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine.pop("confusion") == theirs["confusion"]
+            assert mine == pytest.approx({key: theirs[key] for key in mine}, rel=1e-5)
+    assert [sum(map(sum, figures["confusion"])) for figures in expected] == list(EVALUATED)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_by_bit(two: Path) -> None:
+    assert_same_weights(kept(two / "batch resumed"), kept(two / "batch"))
+    assert untimed(two / "batch resumed") == untimed(two / "batch")
+
+
+@pytest.mark.slow
+def test_weights_in_pieces_give_the_same_losses_and_resume(two: Path) -> None:
+    found, expected = (untimed(two / name) for name in ("sharded", "layer"))
+    assert [float(row["train_loss"]) for row in found] == pytest.approx(
+        [float(row["train_loss"]) for row in expected], abs=1e-5
+    )
+    assert step_losses(two / "sharded") == pytest.approx(step_losses(two / "layer"), abs=1e-5)
+    for name, value in kept(two / "layer").items():
+        torch.testing.assert_close(kept(two / "sharded")[name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said_once(two: Path) -> None:
+    first, second = (json.loads((two / f"refusals_{rank}.json").read_text()) for rank in range(2))
+    assert [words.split(" ")[0:2] for words in first] == [
+        ["the", "loss"],
+        ["unknown", "model"],
+        [f"{two}/layer", "holds"],
+    ]
+    assert second == ["exit 2"] * 3
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_prints_and_writes(two: Path) -> None:
+    assert "epoch 4/4" in (two / "output_0.txt").read_text()
+    assert (two / "output_1.txt").read_text().strip() == ""
+    assert len(list((two / "layer" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["devices", "torchrun"])
+def test_the_command_starts_both_processes(way: str, two: Path, tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command, options = {
+        "devices": (patchconvnet_command(), ["--devices", "2", "--strategy", "ddp"]),
+        "torchrun": ([sys.executable, *torchrun, "-m", "patchconvnet"], []),
+    }[way]
+    (tmp_path / "recipe.yaml").write_text(RECIPES["layer"].to_yaml())
+    done = subprocess.run(
+        [*command, "train", "--recipe", "recipe.yaml", "--accelerator", "cpu", *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/4", "2/4", "3/4", "4/4"]
+    assert sum(line.startswith("test set") for line in lines) == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert step_losses(folder) == pytest.approx(step_losses(two / "layer"), abs=1e-5)
+
+
+def patchconvnet_command() -> list[str]:
+    """The console script where there is one, which is started again for the second process as it was for the first."""
+    script = Path(sys.executable).with_name("patchconvnet")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "patchconvnet"]
+
+
+if __name__ == "__main__":
+    be_one_of_two(Path(sys.argv[1]))
