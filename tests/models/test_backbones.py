@@ -208,6 +208,14 @@ def test_evidence_sums_to_the_logit_less_its_bias(name: str, pooling: str) -> No
     assert (rest.abs() <= 1e-4 * output.evidence.abs().sum((2, 3))).all()
 
 
+def test_evidence_behind_a_norm_without_weights() -> None:
+    model = pooled("convnext_atto")
+    norm = model.backbone.get_submodule(model.norm_name)
+    norm.weight = norm.bias = None
+    output = model(picture(model), return_evidence=True)
+    close(output.evidence.sum((2, 3)), output.logits - model.head.bias, 1e-4)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "caformer_s18", "vgg11"])
 @pytest.mark.parametrize("pooling", ["additive", "additive_multi"])
 def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str, pooling: str) -> None:
@@ -229,7 +237,7 @@ def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str,
                 logits.append(model.classify(vector if model.class_wise else vector[:, 0]))
             slope = (logits[0] - logits[1]) / 2e-4
             torch.testing.assert_close(seen.evidence[..., y, x], slope, atol=1e-7, rtol=1e-4)
-    with pytest.raises(UserError, match=f"{name} has a layer with an activation between pooling and classifier"):
+    with pytest.raises(UserError, match=f"{name} has layers between pooling and classifier"):
         model(image, return_evidence=True)
 
 

@@ -86,7 +86,8 @@ def with_attention_pooling(
     Args:
         backbone: a timm model's name, such as "resnet50" or "convnext_tiny.fb_in1k", or a network that timm made, which
             is copied with its weights.
-        pooling: as in `PatchConvNetConfig`; "average" leaves the network as it is and adds its evidence maps.
+        pooling: as in `PatchConvNetConfig`; "average" leaves the network as it is and adds its evidence maps. With a
+            query per class ("_multi"), layers between pooling and classifier are run for every class.
         num_classes: K; the backbone's own by default. Another number gets a fresh classifier.
         pretrained: with timm's published weights of that name, which are downloaded.
         options: fields of `AttentionPooledConfig`; all others go to `timm.create_model`: `drop_rate`, `drop_path_rate`,
@@ -222,8 +223,8 @@ class AttentionPooled(AttentionClassifier):
     def _checked_evidence(self, pooled: Pooled) -> Tensor:
         if self.between == "layers":
             raise UserError(
-                f"{self.config.backbone} has a layer with an activation between pooling and classifier, so its "
-                "evidence is not exact; explain() gives it to first order"
+                f"{self.config.backbone} has layers between pooling and classifier, so its evidence is not exact; "
+                "explain() gives it to first order"
             )
         return super()._checked_evidence(pooled)
 
@@ -236,8 +237,11 @@ class AttentionPooled(AttentionClassifier):
         weight = self.get_parameter("head.weight")  # (K, C)
         spread = (pooled.vector.var(-1, correction=0) + norm.eps).sqrt()  # (B,), or (B, K)
         values = pooled.values - pooled.values.mean(-1, keepdim=True)
-        shares = F.linear(values, weight * norm.weight).permute(0, 3, 1, 2) / spread.view(len(values), -1, 1, 1)
-        return (shares + (weight @ norm.bias)[:, None, None]) * pooled.attention
+        scaled = weight if norm.weight is None else weight * norm.weight
+        shares = F.linear(values, scaled).permute(0, 3, 1, 2) / spread.view(len(values), -1, 1, 1)
+        if norm.bias is not None:
+            shares = shares + (weight @ norm.bias)[:, None, None]
+        return shares * pooled.attention
 
     # What the backbone is like
 
@@ -250,7 +254,7 @@ class AttentionPooled(AttentionClassifier):
         channels_last: whether the features are (B, h, w, C).
         num_features, head_hidden_size: channels C of the map, and those that the classifier reads.
         between: what stands between pooling and classifier but for dropout: "none", a "norm" (a LayerNorm of the name
-            `norm_name`), or "layers" that are not linear.
+            `norm_name`), or other "layers".
         neck_overwrites: whether these begin with an operation in place.
         """
         backbone: Any = self.backbone
