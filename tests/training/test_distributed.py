@@ -32,8 +32,8 @@ HERE = Path(__file__)
 EPOCHS = 4  # of 6 steps: 24
 RECIPES = {
     "layer": micro(epochs=EPOCHS, model=LAYER_NORM),
-    # not AdamW, which would blow up rounding errors in a bias before a batch norm: its gradient is 0 but for those
-    "batch": micro(epochs=EPOCHS, optimization={"optimizer": "sgd", "learning_rate": 0.3}),
+    "batch": micro(epochs=EPOCHS, optimization={"optimizer": "sgd", "learning_rate": 0.1}),
+    "batch, adamw": micro(epochs=EPOCHS, optimization={"learning_rate": 0.01}),
     "mixup": micro(
         epochs=EPOCHS,
         model=LAYER_NORM,
@@ -185,6 +185,8 @@ def test_losses_are_those_of_one_process(name: str, two: Path, tmp_path: Path) -
     assert len(losses) == 6 * EPOCHS > 20
     assert max(losses) - min(losses) > 0.05  # there was something to learn
     assert step_losses(two / name) == pytest.approx(losses, abs=1e-5)
+    if name == "batch, adamw":
+        return  # it blows up the rounding errors in a bias before a batch norm, whose gradient is 0 but for those
     for mine, theirs in zip(untimed(one), untimed(two / name), strict=True):
         assert {k: float(v) for k, v in mine.items()} == pytest.approx(
             {k: float(v) for k, v in theirs.items()}, abs=1e-4
