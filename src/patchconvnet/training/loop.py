@@ -26,6 +26,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training import sharding
+from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.machine import Machine, agreed, device_name, is_sharded, launch
@@ -138,6 +139,7 @@ class _Training:
             with agreed(self.fabric), self.folder.writing():
                 if self.first:
                     self.monitor.draw_evolution(self.whole)
+                    curves_figure(self.history).savefig(self.folder.curves)
             self._test(progress)
             progress.say(f"model folder: {self.folder.best}")
             if self.recipe.monitor.every:

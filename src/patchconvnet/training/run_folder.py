@@ -40,6 +40,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoints" / "last.ckpt"
         self.best = path / "best"
         self.attention = path / "attention"
+        self.curves = path / "curves.png"
         self._recipe = path / RECIPE_FILE
         self._metrics = path / "metrics.csv"
 
