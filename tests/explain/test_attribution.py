@@ -183,6 +183,21 @@ def test_gradcam_is_the_formula(model, images):
         parameter.grad = None
 
 
+def test_gradcams_lead_is_over_the_best_rival_of_each_place(model, images):
+    classes = torch.tensor([[0, 3], [2, 2], [3, 1]])
+    lead = METHODS["gradcam_lead"](model, images, classes).values
+    features = model.forward_features(images).detach().requires_grad_()
+    logits = model.forward_head(features)
+    cams = []
+    for k in range(4):
+        gradient = torch.autograd.grad(logits[:, k].sum(), features, retain_graph=True)[0]
+        cams.append((gradient.mean((2, 3), keepdim=True) * features).sum(1).detach())
+    for i in range(3):
+        for t, k in enumerate(classes[i].tolist()):
+            rivals = torch.stack([cams[j][i] for j in range(4) if j != k])
+            torch.testing.assert_close(lead[i, t], cams[k][i] - rivals.amax(0), atol=1e-6, rtol=1e-4)
+
+
 def test_rise_masks_are_soft_and_half_open():
     masks = rise_masks(400, (24, 32), 0)
     assert masks.shape == (400, 24, 32)

@@ -22,6 +22,8 @@ from patchconvnet.explain.placement import Grid, patch_grid
 RISE_CELLS = 7  # a side of its masks before they are enlarged, and the share of cells that are kept: as in the paper
 RISE_KEPT = 0.5
 
+MOST_RIVALS = 100  # classes that compete in Grad-CAM's lead, the likeliest; each costs a backward pass of the head
+
 
 # Controls
 
@@ -83,13 +85,15 @@ class _FromFeatures(nn.Module):
         super().__init__()
         self.model = model
         self.features = nn.Identity()
+        self.at: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             features = self.model.forward_features(images)  # type: ignore[operator]  # (B, C, h, w)
         if features.ndim != 4:
             raise UserError(f"{type(self.model).__name__} has no spatial map before its head, so there is no Grad-CAM.")
-        return self.model.forward_head(self.features(features.requires_grad_()))  # type: ignore[operator]
+        self.at = features.requires_grad_()
+        return self.model.forward_head(self.features(self.at))  # type: ignore[operator]
 
 
 def _class_activation(which: str) -> Any:
@@ -111,6 +115,23 @@ def _class_activation(which: str) -> Any:
         return Attribution(maps, patch_grid(model, (images.shape[-2], images.shape[-1]), (h, w)))
 
     return compute
+
+
+def _gradcam_lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+    with frozen(model), torch.enable_grad():
+        network = _FromFeatures(model)
+        logits, features = network(images), network.at
+        ranked = logits.detach().argsort(1, descending=True)[:, :MOST_RIVALS]  # (B, R)
+        asked = torch.cat([classes, ranked], 1)
+        cams = []
+        for k in asked.unbind(1):
+            gradient = torch.autograd.grad(logits.gather(1, k[:, None]).sum(), features, retain_graph=True)[0]
+            cams.append((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1))
+    own, rivals = torch.stack(cams, 1).split([classes.shape[1], ranked.shape[1]], 1)  # (B, T, h, w), (B, R, h, w)
+    same = classes[:, :, None] == ranked[:, None]  # (B, T, R)
+    best = rivals[:, None].masked_fill(same[..., None, None], -torch.inf).amax(2)
+    h, w = own.shape[-2:]
+    return Attribution(own - best, patch_grid(model, (images.shape[-2], images.shape[-1]), (h, w)))
 
 
 def _integrated_gradients(
@@ -200,6 +221,16 @@ BASELINES = (
         "method",
         _class_activation("LayerCAM"),
         needs="pytorch_grad_cam",
+    ),
+    Method(
+        "gradcam_lead",
+        "Grad-CAM lead",
+        "Grad-CAM, before its cut at zero, less that of the best rival at each place: what the competition between "
+        "classes alone does for the lead",
+        "method",
+        _gradcam_lead,
+        signed=True,
+        passes=lambda _: 2.0,
     ),
     Method(
         "integrated_gradients",
