@@ -1,0 +1,91 @@
+"""`patchconvnet train`: what is typed becomes a recipe, and mistakes become one sentence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import MICRO, checkpoint, rows
+
+from patchconvnet.cli import main
+from patchconvnet.training.recipe import read_recipe
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    (tmp_path / "mine.yaml").write_text(MICRO.to_yaml())
+    return tmp_path / "mine.yaml"
+
+
+def test_any_field_can_be_set_and_the_whole_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--recipe", "digits", "--optimization.learning_rate", "0.5", "--epochs=7", "--print_config"])
+    assert exit.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    digits = read_recipe("digits").to_dict()
+    digits["optimization"]["learning_rate"] = 0.5
+    digits["epochs"] = 7
+    assert {name: value for name, value in shown.items() if name in digits} == digits
+
+
+def test_the_recipe_comes_first_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--epochs", "7", "--recipe", "digits"], ["--epochs", "7", "--recipe=digits"]):
+        with pytest.raises(SystemExit):
+            main(["train", *words, "--print_config"])
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert (shown["epochs"], shown["data"]["name"]) == (7, "digits")
+
+
+def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train = ["train", "--out", str(out), "--accelerator", "cpu"]
+    assert main([*train, "--recipe", str(recipe_file), "--epochs", "1"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0].startswith(
+        "patchconvnet_micro (4,630 parameters) on digits: 397 pictures, 10 classes, 16×16 pixels"
+    )
+    assert lines[2].startswith("epoch 1/1  loss 2.")
+    assert lines[3].startswith("test set, model of epoch 1: loss")
+    assert lines[-1] == f"model folder: {out / 'best'}"
+    assert read_recipe(out / "recipe.yaml").epochs == 1
+
+    assert main([*train, "--recipe", str(recipe_file), "--epochs", "1"]) == 2
+    assert "holds a run already; give --resume to go on with it" in capsys.readouterr().err
+    assert main([*train, "--resume"]) == 0  # with the run's own recipe
+    assert "going on after epoch 1" in capsys.readouterr().out
+    assert len(rows(out)) == checkpoint(out)["epoch"] == 1
+    assert main([*train, "--resume", "--epochs", "2"]) == 2
+    assert "was begun with other values of epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "digit"], "no recipe 'digit'"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "nowhere"], "nothing to resume: there is no nowhere/checkpoints/last.ckpt"),
+        (["--data.name", "digit", "--out", "x"], "unknown dataset 'digit'"),
+        (["--optimization.warmup", "3"], "optimization.warmup is a share"),
+        (["--recipe", "digits", "--optimization.optimizer", "adamq", "--out", "x"], "unknown optimizer 'adamq'"),
+        (["--recipe", "digits", "--devices", "5", "--out", "x"], "batch_size 64 cannot be divided into 5 equal parts"),
+        (["--recipe", "digits", "--preprocessing.size", "[0, 8]"], "preprocessing size is (0, 8)"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"patchconvnet: {said}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("words", [["--epochs", "many"], ["--learning_rate", "1"], ["--recipe"], ["--resume", "maybe"]])
+def test_what_is_no_option_is_refused_with_the_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["train", *words])
+    assert exit.value.code == 2
+    assert words[0].strip("-") in capsys.readouterr().err
