@@ -4,11 +4,14 @@ Source: "Augmenting convolutional networks with attention-based aggregation", To
 "Augmenting convnets with aggregated attention", A. R. Gosthipaty, keras.io 2022. `PatchConvNetConfig` says which.
 """
 
+import copy
 import difflib
 import pickle
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
@@ -17,7 +20,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.models import checkpoints, weights
+from patchconvnet.models import checkpoints, fusion, weights
 from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.pooling import PoolingName, build_pooling
@@ -215,6 +218,83 @@ class PatchConvNet(AttentionClassifier):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters from the image to the logits, for layer-wise learning rates."""
         return {"stem": r"^stem", "blocks": [(r"^trunk\.(\d+)", None), (r"^pooling", (99_999,))]}
+
+    # Inference
+
+    def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedPatchConvNet":
+        """A copy for inference: the same answers, faster (`fusion` says how). This network stays as it is.
+
+        Args:
+            dtype: number format of stem and trunk. None keeps the weights' own, and answers are equal up to rounding
+                (float32: 1e-5); "auto" takes bfloat16 where the device computes in it, to about 1 %. Pooling
+                and classifier keep the weights' format in any case.
+
+        Raises:
+            UserError: while the network is in training mode.
+        """
+        if self.training:
+            raise UserError("a network in training mode can't be fused: its weights still change; call eval() first")
+        return FusedPatchConvNet(self, dtype)
+
+
+class FusedPatchConvNet(PatchConvNet):
+    """What `PatchConvNet.fuse` returns: everything that answers works, everything that changes weights is refused.
+
+    Images come and answers go in the number format of the network that was fused, on the device that it was on.
+    """
+
+    def __init__(self, model: PatchConvNet, dtype: torch.dtype | Literal["auto"] | None):
+        nn.Module.__init__(self)
+        like = next(model.parameters())
+        self.dtype = fusion.fastest_dtype(like.device) if dtype == "auto" else dtype or like.dtype
+        if not self.dtype.is_floating_point:
+            raise UserError(f"a network can't be fused to {self.dtype}; use a floating point format, 'auto' or None")
+        for name in (
+            "config", "num_classes", "in_chans", "num_features", "head_hidden_size", "embed_dim", "patch_size",
+            "feature_info", "class_wise", "metadata", "pretrained_cfg", "default_cfg",
+        ):  # fmt: skip
+            if hasattr(model, name):
+                setattr(self, name, copy.deepcopy(getattr(model, name)))
+        self.grad_checkpointing = False
+        with torch.no_grad():
+            self.stem = fusion.fuse_stem(model.stem, self.dtype)
+            self.trunk = nn.ModuleList(fusion.FusedBlock(block, self.dtype) for block in model.trunk)
+            self.pooling = fusion.fuse_pooling(model.pooling)
+            self.head = copy.deepcopy(model.head)
+        self.requires_grad_(False)
+        super().train(False)
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """As `PatchConvNet.forward_features`; no gradient goes through it."""
+        if image.requires_grad and torch.is_grad_enabled():
+            raise UserError("a fused network gives no gradients; ask the network that it was made from")
+        with torch.no_grad():
+            return super().forward_features(image.to(self.dtype)).to(image.dtype)
+
+    def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedPatchConvNet":
+        raise UserError("this network is fused already")
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise UserError("a fused network can't be trained; train the network that it was made from")
+        return self
+
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
+        raise UserError("a fused network can't be saved; save the network that it was made from")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        raise UserError("a fused network can't be published; publish the network that it was made from")
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        raise UserError("a fused network keeps its classifier; change that of the network that it was made from")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        raise UserError("a fused network can't be moved or converted; do so before fusing")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # of copy and pickle
+        raise UserError(
+            "a fused network can't be copied or pickled: its weights lie as this CPU likes them; fuse again"
+        )
 
 
 def _init_glorot(module: nn.Module) -> None:

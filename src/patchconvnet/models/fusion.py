@@ -1,0 +1,193 @@
+"""Folding what is constant once training is over, for speed: the layers behind `PatchConvNet.fuse`.
+
+Exact in real numbers, so equal up to rounding: a norm's weight and bias, and batch statistics, go into the linear layer
+behind it; a layer scale goes into the linear layer before it; the class query, its keys and the product of value and
+output projections become constants. On a CPU the trunk may compute in bfloat16 with weights converted once, and calls
+oneDNN's linear layer with GELU and weights laid out for it, as PyTorch's own compiler does for a frozen network.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerScale
+from torch import Tensor, nn
+
+from patchconvnet.models.layers import BatchNorm, SqueezeExcite
+from patchconvnet.models.pooling import ClassAttention, ClassAttentionPooling, KerasPooling
+from patchconvnet.models.stem import ConvStem
+from patchconvnet.models.trunk import TrunkBlock
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it (twice the matrix rate of float32 on a CPU), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16; where it does not, emulation is several times slower than float32."""
+    probes: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(probe() for probe in probes)
+
+
+def fuse_stem(stem: ConvStem, dtype: torch.dtype) -> ConvStem:
+    """The stem with each GELU inside the convolution before it."""
+    fused = copy.deepcopy(stem)
+    last = len(stem.convs) - 1
+    fused.convs = nn.ModuleList(
+        FusedConv(conv, stem.act if stem.last_act or i < last else None, dtype) for i, conv in enumerate(stem.convs)
+    )
+    fused.act = nn.Identity()
+    return fused
+
+
+def fuse_pooling(pooling: nn.Module) -> nn.Module:
+    """The pooling head with its class attention's constants computed; other heads have none and are copied."""
+    fused = copy.deepcopy(pooling)
+    if isinstance(fused, ClassAttentionPooling | KerasPooling):
+        fused.attn = FusedClassAttention(fused.attn, fused.norm1(fused.class_token[0]))
+    return fused
+
+
+class FusedBlock(nn.Module):
+    """A trunk block with its norm's weight and bias in `conv1`, its layer scale in `conv3`, GELUs with their layers."""
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        assert isinstance(block, TrunkBlock)
+        conv1, conv3, last = block.conv1, block.conv3, block.layer_scale
+        self.norm, scale, shift = _split_norm(block.norm)
+        # W·(scale∘x + shift) + b = (W·diag(scale))·x + (b + W·shift)
+        self.conv1 = FusedLinear(conv1.weight * scale, conv1.bias + conv1.weight @ shift, block.act, dtype)
+        self.conv2 = FusedConv(block.conv2, block.act, dtype)
+        self.se = FusedSqueezeExcite(block.se)
+        gamma = last.gamma if isinstance(last, LayerScale) else torch.ones_like(conv3.bias)
+        self.conv3 = FusedLinear(conv3.weight * gamma[:, None], conv3.bias * gamma, None, dtype)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.conv1(self.norm(patches))
+        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels-last memory
+        return self.conv3(self.se(x)).add_(patches)
+
+
+class FusedLinear(nn.Module):
+    """A linear layer over the last axis of (B, h, w, C) and the GELU behind it, if there is one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, act: nn.Module | None, dtype: torch.dtype):
+        super().__init__()
+        self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
+        self.gelu = act.approximate if isinstance(act, nn.GELU) else None
+        # 5 to 15 % faster than F.linear and F.gelu, but for small float32 layers, where MKL needs 20 µs less for a call
+        self.packed = _has_onednn(self.weight) and (dtype is torch.bfloat16 or len(weight) >= 256)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        if self.packed:
+            kind, algorithm = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+            return torch.ops.mkldnn._linear_pointwise(patches, self.weight, self.bias, kind, [], algorithm)
+        x = F.linear(patches, self.weight, self.bias)
+        return x if self.gelu is None else F.gelu(x, approximate=self.gelu)
+
+
+class FusedConv(nn.Module):
+    """A 3×3 convolution of channels-last (B, C, h, w) and the GELU behind it, if there is one."""
+
+    def __init__(self, conv: nn.Module, act: nn.Module | None, dtype: torch.dtype):
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d)
+        self.weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.gelu = act.approximate if isinstance(act, nn.GELU) else None
+        self.stride, self.groups = conv.stride, conv.groups
+        self.padding = [int(side) for side in conv.padding]  # it could be a word, says its type
+        # oneDNN's tanh costs a third of PyTorch's, its erf the same. Weights stay as they are: laid out for one picture
+        # size, they would cost ten times the convolution at another.
+        self.joined = self.gelu == "tanh" and self.groups == 1 and _has_onednn(self.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.joined:
+            return torch.ops.mkldnn._convolution_pointwise(
+                image, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups, "gelu", [], self.gelu
+            )
+        x = F.conv2d(image, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return x if self.gelu is None else F.gelu(x, approximate=self.gelu)
+
+
+class FusedSqueezeExcite(SqueezeExcite):
+    """Squeeze-and-excitation that averages by `avg_pool2d` (twice as fast as `mean`), and has no part in bfloat16.
+
+    Its two products are so small that a call of oneDNN's bfloat16 one costs four times as much as of MKL's float32 one.
+    """
+
+    def __init__(self, se: SqueezeExcite):
+        nn.Module.__init__(self)
+        self.reduce, self.expand = copy.deepcopy(se.reduce), copy.deepcopy(se.expand)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        squeezed = F.avg_pool2d(patches.permute(0, 3, 1, 2), patches.shape[1:3]).flatten(1)  # (B, C)
+        hidden = torch.relu(self.reduce(squeezed.to(self.reduce.weight.dtype)))
+        return patches * self.expand(hidden).sigmoid().to(patches.dtype)[:, None, None, :]
+
+
+class FusedClassAttention(ClassAttention):
+    """Class attention for class tokens that don't change any more; takes what `ClassAttention` takes.
+
+    The query's product with the key projection and that of value and output projections are made once. The key bias
+    adds the same to every score, which the softmax drops.
+
+    Args:
+        attn: its layers are kept, for those who look at them.
+        tokens: normalised class tokens (Q, C).
+    """
+
+    keys: Tensor
+    own: Tensor
+    value: Tensor
+    value_bias: Tensor
+
+    def __init__(self, attn: ClassAttention, tokens: Tensor):
+        nn.Module.__init__(self)
+        self.scale, self.num_queries, self.folded = attn.scale, attn.num_queries, attn.folded
+        self.q, self.k, self.v, self.proj, self.drop = attn.q, attn.k, attn.v, attn.proj, attn.drop
+        keys = attn.q(tokens) * attn.scale @ attn.k.weight
+        self.register_buffer("keys", keys, persistent=False)  # (Q, C)
+        self.register_buffer("own", (keys * tokens).sum(-1, keepdim=True), persistent=False)  # (Q, 1)
+        self.register_buffer("value", attn.proj.weight @ attn.v.weight, persistent=False)  # (C, C)
+        self.register_buffer("value_bias", attn.proj.weight @ attn.v.bias, persistent=False)  # (C)
+
+    def forward(self, tokens: Tensor, patches: Tensor, attend_self: bool) -> tuple[Tensor, Tensor]:
+        scores = (patches @ self.keys.mT).mT  # (B, Q, N)
+        if attend_self:
+            weights = torch.cat([self.own.expand(len(patches), -1, -1), scores], -1).softmax(-1)
+            own, weights = weights[..., :1], weights[..., 1:]
+            value = F.linear(weights @ patches + own * tokens, self.value)
+        else:
+            weights = scores.softmax(-1)
+            value = F.linear(weights @ patches, self.value) if self.folded else weights @ F.linear(patches, self.value)
+        return value + self.value_bias + self.proj.bias, weights
+
+
+def _split_norm(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+    """A norm as one without parameters, and the factor and the summand (C) behind it."""
+    if isinstance(norm, BatchNorm):
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        scale = norm.weight / (variance + norm.eps).sqrt()
+        return nn.Identity(), scale, norm.bias - mean * scale
+    assert isinstance(norm, nn.LayerNorm)
+    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False), norm.weight, norm.bias
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    """Whether layers with this weight can call oneDNN the way PyTorch's compiler does; its names there may change."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return weight.dtype is torch.float32 or (weight.dtype is torch.bfloat16 and cpu_has_bfloat16())
