@@ -505,7 +505,12 @@ def test_a_damaged_checkpoint_is_said_so(whole_run: Path, tmp_path: Path) -> Non
 def test_leftovers_of_killed_writers_are_removed(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)
-    names = ["checkpoints/last.part", ".metrics.csv.part", "best/.model.safetensors.4711", "best/.config.json.4711"]
+    names = [
+        "checkpoints/.last.ckpt.part",
+        ".metrics.csv.part",
+        "best/.model.safetensors.part",
+        "best/.config.json.part",
+    ]
     for name in names:
         (folder / name).write_text("half a fi")
     run(MICRO, folder, resume="yes")

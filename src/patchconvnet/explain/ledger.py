@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from patchconvnet.errors import UserError
-from patchconvnet.explain.maps import write_whole
+from patchconvnet.files import write_whole
 
 HEADER_FILE, RESULTS_FILE = "audit.json", "results.jsonl"
 

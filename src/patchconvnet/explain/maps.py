@@ -8,8 +8,7 @@ import io
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.explain import figures
 from patchconvnet.explain.evidence import Look, look
 from patchconvnet.explain.placement import Grid, Smoothing, patch_grid, place, resample, seen_pixels
+from patchconvnet.files import write_whole
 
 Kind = Literal["attention", "evidence"]
 Source = Picture | str | os.PathLike[str]
@@ -534,18 +534,6 @@ def class_index(class_names: Sequence[str], target: int | str) -> int:
     offered = ", ".join(repr(class_names[lower.index(name)]) for name in close)
     shown = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
     raise UserError(f"unknown class {target!r}; " + (f"did you mean {offered}?" if close else f"known: {shown}."))
-
-
-def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file aside and rename it, so that nobody ever finds half of it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

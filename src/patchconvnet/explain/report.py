@@ -20,8 +20,8 @@ from patchconvnet.explain.attribution import Method
 from patchconvnet.explain.charts import cascade_chart, curves_chart
 from patchconvnet.explain.figures import attention_colours, evidence_colours
 from patchconvnet.explain.findings import findings
-from patchconvnet.explain.maps import write_whole
 from patchconvnet.explain.summary import Figure, Measure, Summary
+from patchconvnet.files import write_whole
 
 SIDE = 126  # pixels of a picture in the report; twice as many are stored, for sharp screens
 ARROWS = {"high": "↑", "low": "↓", "near zero": "→ 0"}

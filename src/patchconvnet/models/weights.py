@@ -6,7 +6,6 @@ imports the network: it arrives as an argument.
 
 import difflib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
+from patchconvnet.files import write_whole
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -82,22 +82,11 @@ def write_model_folder(
     config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **asdict(metadata)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace_file(
-            folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path)
-        )
-        _replace_file(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+        write_whole(folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path))
+        write_whole(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return folder
-
-
-def _replace_file(target: Path, write: Callable[[Path], Any]) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        write(aside)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict]:

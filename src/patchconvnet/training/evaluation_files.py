@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from patchconvnet.errors import UserError
+from patchconvnet.files import write_whole
 from patchconvnet.training.evaluation import Evaluation
 from patchconvnet.training.run_folder import write_text
 
@@ -45,7 +46,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
         write_text(folder / name, text)
     picture = folder / "confusion.png"
     try:
-        confusion_figure(evaluation).savefig(picture)
+        write_whole(picture, lambda part: confusion_figure(evaluation).savefig(part, format="png"))
     except OSError as error:
         raise UserError(f"cannot write {picture}: {error.strerror or error}") from error
     return [folder / name for name in contents] + [picture]

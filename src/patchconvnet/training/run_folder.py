@@ -4,7 +4,6 @@ Files are written aside and then renamed. The checkpoint is the one truth: `metr
 are written again when a run goes on after a kill between them.
 """
 
-import contextlib
 import csv
 import io
 import json
@@ -19,11 +18,13 @@ from typing import Any, Literal
 import torch
 
 from patchconvnet.errors import UserError
+from patchconvnet.files import aside, write_whole
 from patchconvnet.training.recipe import Recipe, read_recipe
 
 Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
+MODEL_FILES = ("config.json", "model.safetensors")
 # what a recipe may say otherwise when a run goes on, since it does not change the weights
 FREE_TO_CHANGE = ("monitor.every", "data.root", "data.memory_gb", "data.workers")
 
@@ -71,18 +72,9 @@ class RunFolder:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        aside = _aside(self.checkpoint)
-        try:
-            with self.writing():
-                self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                with aside.open("wb") as file:
-                    _save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())  # some file systems find out only now that they are full
-                aside.replace(self.checkpoint)
-        except UserError:
-            aside.unlink(missing_ok=True)
-            raise
+        with self.writing():
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.checkpoint, lambda part: _save(state, part))
 
     def load_checkpoint(self) -> dict[str, Any]:
         """What `save_checkpoint` wrote.
@@ -143,16 +135,13 @@ class RunFolder:
         if not self.path.is_dir():
             return False
         begun = self._recipe.is_file() and not self.best.exists()
-        return not begun and any(file != _aside(self._recipe) for file in self.path.iterdir())
+        return not begun and any(file != aside(self._recipe) for file in self.path.iterdir())
 
     def _remove_leftovers(self) -> None:
         """Files that a killed process was about to rename; pictures and logs of one killed before its checkpoint."""
         with self.writing():
-            for file in (self._recipe, self._metrics, self.checkpoint):
-                _aside(file).unlink(missing_ok=True)
-            for name in ("config.json", "model.safetensors"):
-                for file in self.best.glob(f".{name}.*"):
-                    file.unlink(missing_ok=True)
+            for file in (self._recipe, self._metrics, self.checkpoint, *(self.best / name for name in MODEL_FILES)):
+                aside(file).unlink(missing_ok=True)
             if not self.checkpoint.is_file():
                 for folder in (self.attention, self.path / "tensorboard"):
                     shutil.rmtree(folder, ignore_errors=True)
@@ -164,29 +153,24 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text)
-        os.replace(aside, path)
+        write_whole(path, lambda part: part.write_text(text))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _save(state: dict[str, Any], file: Any) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:
-        # torch's writer complains about its position in the file, and keeps the system's reason in the background
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+def _save(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch's writer complains about its position in the file, and keeps the system's reason in the background
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())  # some file systems find out only now that they are full
 
 
 def _first_line(error: Exception) -> str:
