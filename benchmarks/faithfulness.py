@@ -1,0 +1,64 @@
+"""The tables of docs/trust.md: an audit of the shipped model, run by `patchconvnet audit`, as Markdown.
+
+python benchmarks/faithfulness.py --root DATA [--out runs/trust]      # resumable; prints the tables
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SETTINGS = ["--limit", "100", "--mosaics", "30", "--close", "12", "--rise_masks", "300", "--gradient_steps", "20"]
+COLUMNS = [
+    ("deletion", "deletion ↓"),
+    ("insertion", "insertion ↑"),
+    ("insertion_minus_deletion", "insertion − deletion ↑"),
+    ("road", "ROAD ↑"),
+    ("grid_pointing_2", "grid 2×2 ↑"),
+    ("grid_pointing_3", "grid 3×3 ↑"),
+]
+CLOSE = [
+    ("sanity_rank_correlation", "rank correlation with the map of a randomised network, 0 is best"),
+    ("stability_shift", "stays under a shift ↑"),
+    ("stability_noise", "stays under noise ↑"),
+    ("completeness", "completeness error ↓"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--out", type=Path, default=Path("runs/trust"))
+    a = parser.parse_args()
+    command = ["audit", "--model", "cifar10", "--data", "cifar10", "--root", a.root, *SETTINGS, "--out", str(a.out)]
+    subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
+    report = json.loads((a.out / "report.json").read_text())
+    for columns, time in ((COLUMNS, True), (CLOSE, False)):
+        print("\n" + table(report["methods"], columns, time))
+
+
+def table(methods: list[dict[str, Any]], columns: list[tuple[str, str]], time: bool) -> str:
+    """Mean ± standard error of the mean for each method and measure, and the time a picture takes."""
+    head = ["map", *(title for _, title in columns), *(["ms a picture"] if time else [])]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method in methods:
+        cells = [_cell(method["figures"].get(name)) for name, _ in columns]
+        if set(cells) != {"–"}:
+            seconds = [f"{1000 * method['seconds_per_picture']:.1f}"] if time else []
+            rows.append("| " + " | ".join([method["title"], *cells, *seconds]) + " |")
+    return "\n".join(rows)
+
+
+def _cell(figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "–"
+    digits = 3 if figure["mean"] > 1e-4 or figure["mean"] <= 0 else None
+    if digits is None:
+        return f"{figure['mean']:.0e}"
+    return f"{figure['mean']:.3f} ± {figure['standard_error']:.3f}"
+
+
+if __name__ == "__main__":
+    main()
