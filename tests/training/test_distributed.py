@@ -211,6 +211,11 @@ def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path) -> None:
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_batch_norm_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^1, a BatchNorm1d, cannot be trained on more than one device"):
+        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+
+
 @pytest.mark.slow
 def test_evaluation_counts_each_picture_once(two: Path) -> None:
     expected = [evaluation_figures(count, 0, 1) for count in EVALUATED]

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from patchconvnet.errors import UserError
 from patchconvnet.models.layers import BatchNorm
 
 
@@ -74,9 +75,15 @@ SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept."""
-    for module in model.modules():
-        # the class is swapped in place: the parameters, which an optimizer may hold already, stay the same objects
+    """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept.
+
+    Raises:
+        UserError: for a kind of batch norm that is not known here.
+    """
+    for name, module in model.named_modules():
         synchronised = SYNCHRONISED.get(type(module))
         if synchronised is not None:
+            # swapped in place: the parameters, which an optimizer may hold already, stay the same objects
             module.__class__ = synchronised
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(f"{name}, a {type(module).__name__}, cannot be trained on more than one device")

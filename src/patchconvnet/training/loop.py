@@ -106,7 +106,15 @@ class _Training:
         )
         self.source = batch_source(pictures, recipe, fabric.device, show_progress=self.first)
         torch.manual_seed(recipe.seed)
-        self.plain = build_model(recipe, len(self.class_names))
+        # plain: the network without what Fabric puts around it; whole: the one that is validated, drawn and kept, with
+        # all its weights on this process
+        self.plain = self.whole = build_model(recipe, len(self.class_names))
+        if is_sharded(fabric):
+            self.whole = copy.deepcopy(self.plain).to(fabric.device)
+        else:  # the other takes weights in their plain memory layout only
+            self.plain.to(memory_format=torch.channels_last)
+        if fabric.world_size > 1:
+            synchronise_batch_norm(self.plain)
         build_optimizer(self.plain, recipe.optimization)  # for its complaints; the real one follows in _set_up
         self.monitor = AttentionMonitor(
             self.data.validation or pictures, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
@@ -114,14 +122,6 @@ class _Training:
 
     def _set_up(self) -> None:
         fabric, decay = self.fabric, self.recipe.optimization.ema_decay
-        # the network that is validated, drawn and kept, with all its weights on this process
-        self.whole = self.plain
-        if is_sharded(fabric):  # which takes weights in their plain memory layout only
-            self.whole = copy.deepcopy(self.plain).to(fabric.device)
-        else:
-            self.plain.to(memory_format=torch.channels_last)
-        if fabric.world_size > 1:
-            synchronise_batch_norm(self.plain)
         compiled = torch.compile(self.plain) if self.recipe.compile else self.plain
         self.model = fabric.setup_module(compiled)
         self.optimizer = fabric.setup_optimizers(build_optimizer(self.plain, self.recipe.optimization))
