@@ -12,6 +12,7 @@ from patchconvnet.explain.summary import Measure, Summary
 SURE = 2.0  # standard errors that a difference must have to be called one
 KEPT = 0.5  # mean rank correlation from which a map is said to outlive the network's weights
 SHAKY = 0.8  # mean rank correlation below which a map is said not to hold still
+ROUNDING = 1e-6  # a lead below this is none
 UNCOUNTED = 0.01  # completeness error from which shares are said not to add up
 
 
@@ -47,14 +48,17 @@ def _beside_the_others(summary: Summary, method: Method) -> tuple[list[str], lis
     best: list[str] = []
     useless: list[str] = []
     unsure: list[str] = []
-    worse: list[str] = []
+    worse: dict[str, list[str]] = {}  # measures by the rival that is furthest ahead
     for column in summary.columns:
         if column.part_of in ("stability", "completeness"):
             continue  # a map of nothing is stable, and only some claim a sum: no contest
         known = [
             _Rival(other, *gap)
             for other in summary.methods
-            if other is not method and (gap := summary.gap(method.name, other.name, column)) is not None
+            # noise by pixels is no measure for maps by patches, see `_of_the_measures`
+            if other is not method
+            and other.name != "random_pixels"
+            and (gap := summary.gap(method.name, other.name, column)) is not None
         ]
         if not known:
             continue
@@ -66,17 +70,15 @@ def _beside_the_others(summary: Summary, method: Method) -> tuple[list[str], lis
             control = (
                 f"{escape(hardest.method.title.lower())} {summary.figures[hardest.method.name, column.name].mean:.3f}"
             )
-            (useless if hardest.behind <= 0 else unsure).append(f"{here} ({control})")
+            (useless if hardest.behind < ROUNDING else unsure).append(f"{here} ({control})")
         elif rivals and all(rival.surely_behind for rival in rivals):
             second = min(rivals, key=lambda rival: rival.behind)
             best.append(f"{here} ({escape(second.method.title)} is {second.behind:.3f} ± {second.error:.3f} behind)")
         if ahead := [rival for rival in rivals if rival.surely_ahead]:
             first = min(ahead, key=lambda rival: rival.behind)
-            others = (
-                f", as are {len(ahead) - 1} more" if len(ahead) > 2 else ", as is one more" if len(ahead) > 1 else ""
-            )
-            worse.append(
-                f"{here} ({escape(first.method.title)} is {-first.behind:.3f} ± {first.error:.3f} better{others})"
+            measure = here.rpartition(" ")[0]
+            worse.setdefault(escape(first.method.title), []).append(
+                f"{measure} (by {-first.behind:.3f} ± {first.error:.3f})"
             )
     name = f"<b>{escape(method.title)}</b>"
     strong = [f"{name} is ahead of every method that is not ours on {_list(best)}."] if best else []
@@ -86,7 +88,8 @@ def _beside_the_others(summary: Summary, method: Method) -> tuple[list[str], lis
     if unsure:
         weak.append(f"Too few pictures to tell {name} from a map that knows no network on {_list(unsure)}.")
     if worse:
-        weak.append(f"{name} is behind on {_list(worse)}.")
+        behind = [f"behind {rival} on {_list(measures)}" for rival, measures in worse.items()]
+        weak.append(f"{name} is {_list(behind)}; these are the best there.")
     return strong, weak
 
 

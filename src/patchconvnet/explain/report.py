@@ -23,7 +23,7 @@ from patchconvnet.explain.findings import findings
 from patchconvnet.explain.summary import Figure, Measure, Summary
 from patchconvnet.files import write_whole
 
-SIDE = 126  # pixels of a picture in the report; twice as many are stored, for sharp screens
+SIDE = 104  # pixels of a picture in the report; twice as many are stored, for sharp screens
 ARROWS = {"high": "↑", "low": "↓", "near zero": "→ 0"}
 KINDS = {"ours": "Ours", "method": "Usual methods, same network", "control": "Controls: know no network"}
 
@@ -209,12 +209,14 @@ def _table(summary: Summary) -> str:
     left_out = "".join(
         f"<li>{escape(name.replace('_', ' '))}: {escape(reason)}</li>" for name, reason in summary.left_out.items()
     )
+    body = "".join(rows)
     return (
         f'<div class="scroll"><table><thead><tr><th></th><th>Time a picture</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
         '<p class="note">Mean, and below it its standard error. <b>Bold</b>: the best of the methods, and those that '
-        "can't be told from it (pair by pair, within two standard errors). <span class=beats>Orange</span>: a control "
-        "that is ahead of all methods, so that the measure says little there. Arrows: which way is better.</p>"
+        "can't be told from it (pair by pair, within two standard errors). Arrows: which way is better."
+        + (" <span class=beats>Orange</span>: a control that is ahead of all methods." if "class=beats" in body else "")
+        + "</p>"
         + (f'<p class="note">Left out:</p><ul class="note">{left_out}</ul>' if left_out else "")
     )
 
@@ -225,13 +227,13 @@ def _cell(summary: Summary, method: Method, column: Measure, best: Sequence[str]
         return '<td class="none">–</td>'
     style = ""
     if method.name in best:
-        style = ' class="best"'
+        style = " class=best"
     elif (
         method.kind == "control"
         and best
         and column.gain(figure.mean) > column.gain(summary.figures[best[0], column.name].mean)
     ):
-        style = ' class="beats"'
+        style = " class=beats"
     missing = f" ({figure.missing} missing)" if figure.missing else ""
     return (
         f'<td{style} title="{escape(method.title)}, {escape(column.title)}: {_precise(figure)}, n = {figure.count}'
@@ -253,7 +255,7 @@ def _gallery(summary: Summary, examples: Sequence[Example]) -> str:
             about += f"<br>is: {escape(example.label)}"
         cells = [
             f"<td><figure>{_image(_outlined(example, example.picture), example.name)}<figcaption>{about}"
-            f"<br><small>{escape(example.name)}</small></figcaption></figure></td>"
+            f"<br><small>{'no. ' * example.name.isdigit()}{escape(example.name)}</small></figcaption></figure></td>"
         ]
         for method in methods:
             picture = _overlaid(example, method)
@@ -277,8 +279,8 @@ def _curves(summary: Summary) -> str:
     return (
         "<p>Mean probability of the class while the most important pixels are brought into a blurred picture "
         '(<span class="insertion">insertion, full line</span>: should rise early) or taken out of it '
-        '(<span class="deletion">deletion, dashed</span>: should fall early). The shaded area between them is the '
-        f'measure “insertion − deletion”.</p><div class="panels">{"".join(panels)}</div>'
+        '(<span class="deletion">deletion, dashed</span>: should fall early). Shaded: where the one '
+        f'is above the other.</p><div class="panels">{"".join(panels)}</div>'
     )
 
 
@@ -308,9 +310,9 @@ def _meanings(summary: Summary) -> str:
         ]
         items.append(f"<dt>{escape(column.title)}</dt><dd>{escape(column.about)} {better}</dd>")
     return (
-        f"<dl>{''.join(items)}</dl><p>A map that is uniform or not finite counts as a miss everywhere. No measure here "
-        "says that a map is right: each takes one thing that a right map would do, and looks whether it does. None "
-        "shows whether people understand the maps.</p>"
+        f"<dl>{''.join(items)}</dl><p>A map that is uniform or not finite counts as a miss; in the sanity check, where "
+        "it has no order to compare, it is left out. No measure here says that a map is right: each takes one thing that "
+        "a right map would do, and looks whether it does. None shows whether people understand the maps.</p>"
     )
 
 
@@ -404,7 +406,8 @@ def _short(value: float) -> str:
 def _error(figure: Figure) -> str:
     if not math.isfinite(figure.error):
         return ""
-    return f"± {figure.error:.0e}" if 0 < figure.error < 5e-4 else f"± {figure.error:.3f}"
+    small = 1e-3 * abs(figure.mean) < figure.error < 5e-4  # and not just rounding
+    return f"± {figure.error:.0e}" if small else f"± {figure.error:.3f}"
 
 
 def _precise(figure: Figure) -> str:
