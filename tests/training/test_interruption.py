@@ -109,6 +109,7 @@ def exit_code_of_dying(recipe: Recipe, folder: Path, before: int) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_killed_before_every_single_file(tmp_path: Path) -> None:
     recipe = micro(optimization={"optimizer": "muon", "learning_rate": 0.01, "fallback_learning_rate": 0.03})
     untouched = run(recipe, tmp_path / "untouched")
