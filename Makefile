@@ -1,6 +1,8 @@
 # make demo · make test · make lint · make bench · make clean
 PYTHON ?= python3
 VENV ?= .venv
+# where CIFAR-10 lies or is downloaded to
+DATA ?= $(HOME)/.cache/patchconvnet
 BIN = $(VENV)/bin
 # on machines with few cores two test processes of one thread each beat one of two
 TEST_ENV = OMP_NUM_THREADS=1
@@ -19,7 +21,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/faithfulness.py --root $(DATA)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
