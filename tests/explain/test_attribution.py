@@ -12,6 +12,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explain.attribution import Attribution, AttributionOptions, frozen, says_nothing
 from patchconvnet.explain.baselines import METHODS, chosen_methods, rise_masks
 from patchconvnet.explain.placement import Grid, patch_grid, place
+from patchconvnet.models.backbones import with_attention_pooling
 
 CHEAP = AttributionOptions(rise_masks=32, gradient_steps=8)
 
@@ -125,6 +126,19 @@ def test_a_model_without_maps_is_refused_in_words(images):
         METHODS["evidence"](make("none"), images, torch.zeros(3, 1, dtype=torch.int64))
     with pytest.raises(UserError, match="no attention"):
         METHODS["attention"](nn.Sequential(nn.Flatten(), nn.Linear(24 * 32 * 3, 4)), images, torch.zeros(3, 1).long())
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_other_backbones_are_explained_too(name):
+    model = with_attention_pooling(name, pooling="additive", num_classes=3, pretrained=False).eval()
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[0], [2]])
+    for method in ("evidence", "lead", "attention", "gradcam", "gradcam_lead", "layercam", "random"):
+        attribution = METHODS[method](model, images, classes, CHEAP)
+        assert attribution.values.shape == (2, 1, 2, 3)
+        assert attribution.grid == patch_grid(model, (64, 96), (2, 3))
+    plain = timm.create_model(name, num_classes=3).eval()
+    assert METHODS["gradcam"](plain, images, classes, CHEAP).values.shape == (2, 1, 2, 3)
 
 
 def test_random_maps_belong_to_the_picture(model, images):

@@ -311,8 +311,8 @@ def _meanings(summary: Summary) -> str:
         items.append(f"<dt>{escape(column.title)}</dt><dd>{escape(column.about)} {better}</dd>")
     return (
         f"<dl>{''.join(items)}</dl><p>A map that is uniform or not finite counts as a miss; in the sanity check, where "
-        "it has no order to compare, it is left out. No measure here says that a map is right: each takes one thing that "
-        "a right map would do, and looks whether it does. None shows whether people understand the maps.</p>"
+        "it has no order to compare, it is left out. No measure here says that a map is right: each takes one thing "
+        "that a right map would do, and looks whether it does. None shows whether people understand the maps.</p>"
     )
 
 
