@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning.fabric.loggers import TensorBoardLogger
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from patchconvnet.errors import UserError
+from patchconvnet.models.fusion import cpu_has_bfloat16
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.sharding import shard
 
@@ -156,12 +157,4 @@ def _resolved_precision(precision: str, accelerator: str) -> Any:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
         return "32-true"
-    return "bf16-mixed" if _cpu_has_bfloat16() else "32-true"
-
-
-def _cpu_has_bfloat16() -> bool:
-    # without these instructions bfloat16 is emulated, several times slower than float32
-    probes: list[Callable[[], bool]] = [
-        getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    return any(probe() for probe in probes)
+    return "bf16-mixed" if cpu_has_bfloat16() else "32-true"
