@@ -48,7 +48,6 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, patches: Tensor) -> Tensor:
-        h, w = patches.shape[1:3]
-        squeezed = patches.sum((1, 2)) / (h * w)  # (B, C); in bfloat16 on a CPU three times as fast as `mean`
+        squeezed = patches.mean((1, 2))  # (B, C)
         scale = self.expand(torch.relu(self.reduce(squeezed))).sigmoid()
         return patches * scale[:, None, None, :]
