@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchconvnet.models.stem import ConvStem
+from patchconvnet.errors import UserError
+from patchconvnet.models.stem import ConvStem, PooledStem
 
 SIZES = [(8, 8), (7, 8), (8, 9), (13, 11), (48, 32), (5, 31)]
 
@@ -58,3 +59,58 @@ def test_patches_are_contiguous_in_either_memory_format() -> None:
     for given in (image, image.contiguous(memory_format=torch.channels_last)):
         assert stem(given).is_contiguous()
     torch.testing.assert_close(stem(image), stem(image.contiguous(memory_format=torch.channels_last)))
+
+
+# The pooled stem
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_pooled_stem_step_by_step(height: int, width: int, norm: str) -> None:
+    stem = PooledStem(3, [4, 6, 8], norm=norm)
+    image = draw(2, 3, height, width)
+    x = F.gelu(F.conv2d(F.pad(image, (1, 1, 1, 1)), stem.convs[0].weight, stem.convs[0].bias, stride=2))
+    for conv in stem.convs[1:]:
+        x = F.conv2d(x, conv.weight, padding=1)
+        edge = (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)  # a pool that hangs over the edge counts what is there
+        x = F.pad(x, edge, value=-torch.inf).unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
+        if norm == "batch":
+            x = F.batch_norm(x, None, None, training=True, eps=1e-5)
+        else:
+            x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
+        x = F.gelu(x)
+    torch.testing.assert_close(stem(image), x.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
+    assert stem.patch_size == 8
+    assert x.shape[2:] == (-(-height // 8), -(-width // 8))
+
+
+def pictures() -> torch.Tensor:
+    """Smooth in space and alike in their colours, as photographs are: (64, 3, 33, 33)."""
+    noise = F.interpolate(draw(64, 3, 11, 11), size=(33, 33), mode="bilinear")
+    return noise + 0.5 * noise.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("width", [10, 54, 60])  # fewer filters than 2 × 27, as many, more
+def test_whitened_answers_are_uncorrelated_and_of_variance_1(width: int) -> None:
+    stem = PooledStem(3, [width, 8])
+    images, before = pictures(), stem.convs[0].weight.clone()
+    stem.whiten(images)
+    first, half = stem.convs[0], min(width // 2, 27)
+    # patches that do not overlap, as the filters were made from
+    answers = F.conv2d(images, first.weight, stride=3).movedim(1, 0).flatten(1)
+    covariance = torch.cov(answers[:half])
+    strong = torch.linalg.eigvalsh(torch.cov(F.unfold(images, 3, stride=3).movedim(1, 0).flatten(1))).flip(0)[:half]
+    torch.testing.assert_close(covariance, torch.diag(strong / (strong + 5e-4)), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(answers[half : 2 * half], -answers[:half])
+    assert torch.equal(first.weight[2 * half :], before[2 * half :])
+    assert not first.weight.requires_grad
+    assert first.bias.requires_grad
+    assert not first.bias.any()
+
+
+def test_what_cannot_be_whitened_is_refused() -> None:
+    stem = PooledStem(3, [8, 8])
+    with pytest.raises(UserError, match="3 × 3 pixels or more"):
+        stem.whiten(draw(4, 1, 32, 32))
+    with pytest.raises(UserError, match="same colour"):
+        stem.whiten(torch.ones(4, 3, 32, 32))

@@ -1,11 +1,13 @@
 """The trunk's block against a second implementation over channels-first images, and the statistics of its drop path."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchconvnet.models.trunk import TrunkBlock
+from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
 
 DIM = 16
 
@@ -14,7 +16,7 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def randomise(block: TrunkBlock) -> TrunkBlock:
+def randomise(block: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in block.parameters():
@@ -50,6 +52,24 @@ def test_the_block_step_by_step(conv: str, norm: str, act: str, se_bias: bool, l
     groups = DIM if conv == "depthwise" else 1
     expected = reference(block, patches.permute(0, 3, 1, 2), groups, "tanh" if act == "gelu_tanh" else "none")
     torch.testing.assert_close(block(patches), expected.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("layer_scale", [None, 1e-4])
+def test_the_preactivation_block_step_by_step(norm: str, layer_scale: float | None) -> None:
+    block = randomise(PreactivationBlock(DIM, norm=norm, layer_scale=layer_scale))
+    x = y = draw(3, 5, 7, DIM).double().permute(0, 3, 1, 2)
+    for norm_layer, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
+        if norm == "batch":
+            y = F.batch_norm(y, None, None, norm_layer.weight, norm_layer.bias, training=True, eps=1e-5)
+        else:
+            y = F.layer_norm(y.permute(0, 2, 3, 1), (DIM,), norm_layer.weight, norm_layer.bias, eps=1e-6)
+            y = y.permute(0, 3, 1, 2)
+        y = F.conv2d(F.gelu(y), conv.weight, padding=1)
+    squeezed = F.linear(y.mean((2, 3)), block.se.reduce.weight, block.se.reduce.bias)
+    y = y * F.linear(squeezed.relu(), block.se.expand.weight, block.se.expand.bias).sigmoid()[:, :, None, None]
+    expected = x + getattr(block.layer_scale, "gamma", torch.ones(DIM))[:, None, None] * y
+    torch.testing.assert_close(block(x.permute(0, 2, 3, 1)), expected.permute(0, 2, 3, 1))
 
 
 def test_layer_scale_starts_where_it_is_told_to() -> None:

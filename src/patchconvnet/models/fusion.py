@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from patchconvnet.models.layers import BatchNorm, SqueezeExcite
 from patchconvnet.models.pooling import ClassAttention, ClassAttentionPooling, KerasPooling
-from patchconvnet.models.stem import ConvStem
-from patchconvnet.models.trunk import TrunkBlock
+from patchconvnet.models.stem import ConvStem, PooledStem
+from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -35,8 +35,10 @@ def cpu_has_bfloat16() -> bool:
     return any(probe() for probe in probes)
 
 
-def fuse_stem(stem: ConvStem, dtype: torch.dtype) -> ConvStem:
-    """The stem with each GELU inside the convolution before it."""
+def fuse_stem(stem: ConvStem | PooledStem, dtype: torch.dtype) -> ConvStem | PooledStem:
+    """The stem with each GELU inside the convolution before it, where nothing stands between them."""
+    if isinstance(stem, PooledStem):
+        return FusedPooledStem(stem, dtype)
     fused = copy.deepcopy(stem)
     last = len(stem.convs) - 1
     fused.convs = nn.ModuleList(
@@ -44,6 +46,11 @@ def fuse_stem(stem: ConvStem, dtype: torch.dtype) -> ConvStem:
     )
     fused.act = nn.Identity()
     return fused
+
+
+def fuse_block(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A trunk block of either kind, with everything constant in its layers."""
+    return FusedPreactivationBlock(block, dtype) if isinstance(block, PreactivationBlock) else FusedBlock(block, dtype)
 
 
 def fuse_pooling(pooling: nn.Module) -> nn.Module:
@@ -73,6 +80,56 @@ class FusedBlock(nn.Module):
         x = self.conv1(self.norm(patches))
         x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels-last memory
         return self.conv3(self.se(x)).add_(patches)
+
+
+class FusedPooledStem(PooledStem):
+    """A pooled stem with its first GELU in the convolution before it."""
+
+    def __init__(self, stem: PooledStem, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.patch_size, self.act = stem.patch_size, stem.act
+        first, *further = stem.convs
+        self.convs = nn.ModuleList([FusedConv(first, stem.act, dtype), *(FusedConv(c, None, dtype) for c in further)])
+        self.norms = nn.ModuleList(FusedNorm(norm, dtype) for norm in stem.norms)
+
+    def _first(self, image: Tensor) -> Tensor:
+        return self.convs[0](image)
+
+
+class FusedPreactivationBlock(nn.Module):
+    """A pre-activation block with its second batch norm in `conv1`, its layer scale in the excitation."""
+
+    def __init__(self, block: PreactivationBlock, dtype: torch.dtype):
+        super().__init__()
+        self.act = block.act
+        self.norm1 = FusedNorm(block.norm1, dtype)
+        if isinstance(block.norm2, BatchNorm):
+            _, scale, shift = _split_norm(block.norm2)
+            self.norm2: nn.Module = nn.Identity()
+            self.conv1 = FusedConv(_with_bias(block.conv1, scale, shift), block.act, dtype)
+        else:
+            self.norm2 = nn.Sequential(FusedNorm(block.norm2, dtype), block.act)
+            self.conv1 = FusedConv(block.conv1, None, dtype)
+        gamma = block.layer_scale.gamma if isinstance(block.layer_scale, LayerScale) else None
+        self.conv2 = FusedConv(block.conv2, None, dtype)
+        self.se = FusedSqueezeExcite(block.se, gamma)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.act(self.norm1(patches))
+        x = self.norm2(self.conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.se(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).add_(patches)
+
+
+class FusedNorm(nn.Module):
+    """A norm whose weight and bias no layer can take over, since GELU follows; batch norm as one multiply-add."""
+
+    def __init__(self, norm: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.norm, scale, shift = _split_norm(norm)
+        self.scale, self.shift = scale.detach().to(dtype), shift.detach().to(dtype)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, self.norm(patches), self.scale)
 
 
 class FusedLinear(nn.Module):
@@ -141,14 +198,18 @@ class FusedSqueezeExcite(SqueezeExcite):
     Its two products are so small that a call of oneDNN's bfloat16 one costs four times as much as of MKL's float32 one.
     """
 
-    def __init__(self, se: SqueezeExcite):
+    def __init__(self, se: SqueezeExcite, gamma: Tensor | None = None):
         nn.Module.__init__(self)
         self.reduce, self.expand = copy.deepcopy(se.reduce), copy.deepcopy(se.expand)
+        self.gamma = gamma  # (C) a layer scale behind it
 
     def forward(self, patches: Tensor) -> Tensor:
         squeezed = F.avg_pool2d(patches.permute(0, 3, 1, 2), patches.shape[1:3]).flatten(1)  # (B, C)
         hidden = torch.relu(self.reduce(squeezed.to(self.reduce.weight.dtype)))
-        return patches * self.expand(hidden).sigmoid().to(patches.dtype)[:, None, None, :]
+        scale = self.expand(hidden).sigmoid()
+        if self.gamma is not None:
+            scale = scale * self.gamma
+        return patches * scale.to(patches.dtype)[:, None, None, :]
 
 
 class FusedClassAttention(ClassAttention):
@@ -197,6 +258,13 @@ def _split_norm(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
         return nn.Identity(), scale, norm.bias - mean * scale
     assert isinstance(norm, nn.LayerNorm)
     return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False), norm.weight, norm.bias
+
+
+def _with_bias(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
+    """scale∘conv(x) + shift as one convolution, for one without a bias."""
+    folded = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
+    folded.weight, folded.bias = nn.Parameter(conv.weight * scale[:, None, None, None]), nn.Parameter(shift)
+    return folded
 
 
 def _has_onednn(weight: Tensor) -> bool:

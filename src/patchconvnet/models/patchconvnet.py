@@ -24,8 +24,8 @@ from patchconvnet.models import checkpoints, fusion, weights
 from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.pooling import PoolingName, build_pooling
-from patchconvnet.models.stem import ConvStem, StemPadding
-from patchconvnet.models.trunk import ConvName, TrunkBlock
+from patchconvnet.models.stem import ConvStem, PooledStem, StemName, StemPadding
+from patchconvnet.models.trunk import BlockName, ConvName, PreactivationBlock, TrunkBlock
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class PatchConvNetConfig:
 
     in_chans, num_classes: channels of the image; classes K (0: no classifier, the network returns its pooled vector).
     embed_dim, depth: channels C and number of blocks of the trunk.
-    stem_divisors: C divided by each gives the channels of the stem's stride-2 convolutions; patch size 2^len.
-    stem_bias, stem_padding, stem_last_act: see `ConvStem`.
+    stem: "strided" convolutions (paper, example; see `ConvStem`) or "pooled" ones (see `PooledStem`).
+    stem_divisors: C divided by each gives the channels of the stem's convolutions; patch size 2^len.
+    stem_bias, stem_padding, stem_last_act: of the strided stem, see `ConvStem`.
+    block: "paper" (also the example's, see `TrunkBlock`) or "preactivation" (dense only, see `PreactivationBlock`).
     conv, norm, act: the trunk's 3×3 convolution, its normalisation, GELU everywhere.
     se_ratio, se_bias: squeeze-and-excitation.
     layer_scale: initial value of the layer scales; None leaves the trunk without them.
@@ -52,10 +54,12 @@ class PatchConvNetConfig:
     num_classes: int = 1000
     embed_dim: int = 384
     depth: int = 60
+    stem: StemName = "strided"
     stem_divisors: tuple[int, ...] = (8, 4, 2, 1)
     stem_bias: bool = False
     stem_padding: StemPadding = "symmetric"
     stem_last_act: bool = False
+    block: BlockName = "paper"
     conv: ConvName = "depthwise"
     norm: NormName = "layer"
     act: ActName = "gelu"
@@ -76,6 +80,8 @@ class PatchConvNetConfig:
             raise UserError(
                 f"embed_dim {self.embed_dim} must be a multiple of {max(self.stem_divisors)}, the stem's largest"
             )
+        if self.block == "preactivation" and self.conv != "dense":
+            raise UserError(f"block 'preactivation' has dense convolutions only; give conv 'dense', not {self.conv!r}")
         if int(self.embed_dim * self.se_ratio) < 1:
             raise UserError(f"se_ratio {self.se_ratio} leaves nothing of {self.embed_dim} channels")
 
@@ -109,27 +115,8 @@ class PatchConvNet(AttentionClassifier):
         self.grad_checkpointing = False
         self.metadata = weights.Metadata()
 
-        self.stem = ConvStem(
-            c.in_chans,
-            [c.embed_dim // divisor for divisor in c.stem_divisors],
-            bias=c.stem_bias,
-            padding=c.stem_padding,
-            last_act=c.stem_last_act,
-            act=c.act,
-        )
-        self.trunk = nn.ModuleList(
-            TrunkBlock(
-                c.embed_dim,
-                conv=c.conv,
-                norm=c.norm,
-                act=c.act,
-                se_ratio=c.se_ratio,
-                se_bias=c.se_bias,
-                layer_scale=c.layer_scale,
-                drop_path=c.drop_path_rate,
-            )
-            for _ in range(c.depth)
-        )
+        self.stem = _stem(c)
+        self.trunk = nn.ModuleList(_block(c) for _ in range(c.depth))
         if c.init == "keras":  # the paper's code leaves convolutions, and so the blocks' 1×1 ones, at PyTorch's default
             self.stem.apply(_init_glorot)
             self.trunk.apply(_init_glorot)
@@ -258,7 +245,7 @@ class FusedPatchConvNet(PatchConvNet):
         self.grad_checkpointing = False
         with torch.no_grad():
             self.stem = fusion.fuse_stem(model.stem, self.dtype)
-            self.trunk = nn.ModuleList(fusion.FusedBlock(block, self.dtype) for block in model.trunk)
+            self.trunk = nn.ModuleList(fusion.fuse_block(block, self.dtype) for block in model.trunk)
             self.pooling = fusion.fuse_pooling(model.pooling)
             self.head = copy.deepcopy(model.head)
         self.requires_grad_(False)
@@ -295,6 +282,23 @@ class FusedPatchConvNet(PatchConvNet):
         raise UserError(
             "a fused network can't be copied or pickled: its weights lie as this CPU likes them; fuse again"
         )
+
+
+def _stem(c: PatchConvNetConfig) -> ConvStem | PooledStem:
+    channels = [c.embed_dim // divisor for divisor in c.stem_divisors]
+    if c.stem == "pooled":
+        return PooledStem(c.in_chans, channels, norm=c.norm, act=c.act)
+    return ConvStem(c.in_chans, channels, bias=c.stem_bias, padding=c.stem_padding, last_act=c.stem_last_act, act=c.act)
+
+
+def _block(c: PatchConvNetConfig) -> TrunkBlock | PreactivationBlock:
+    options: dict[str, Any] = {
+        "norm": c.norm, "act": c.act, "se_ratio": c.se_ratio, "se_bias": c.se_bias, "layer_scale": c.layer_scale,
+        "drop_path": c.drop_path_rate,
+    }  # fmt: skip
+    if c.block == "preactivation":
+        return PreactivationBlock(c.embed_dim, **options)
+    return TrunkBlock(c.embed_dim, conv=c.conv, **options)
 
 
 def _init_glorot(module: nn.Module) -> None:
@@ -370,6 +374,7 @@ default_cfgs = generate_default_cfgs(
         "patchconvnet_micro.untrained": _small_cfg(16),
         "patchconvnet_mini.untrained": _small_cfg(32),
         "patchconvnet_midi.untrained": _small_cfg(32),
+        "patchconvnet_maxi.untrained": _small_cfg(32),
         "patchconvnet_s60.fb_in1k": _cfg("s60_224_1k"),
         "patchconvnet_s60.fb_in21k_ft_in1k": _cfg("s60_224_21k"),
         "patchconvnet_s60.fb_in21k_ft_in1k_384": _cfg("s60_384_21k", 384, 1.0),
@@ -397,8 +402,8 @@ _KERAS: dict[str, Any] = {
 
 # Our own members for pictures of about 32 pixels: patches of 4 × 4, dense 3×3 convolutions, batch norm, exact evidence
 _SMALL: dict[str, Any] = {
-    "stem_divisors": (2, 1), "stem_last_act": True, "conv": "dense", "norm": "batch", "layer_scale": None,
-    "pooling": "additive", "num_classes": 10,
+    "stem": "pooled", "stem_divisors": (2, 1), "block": "preactivation", "conv": "dense", "norm": "batch",
+    "layer_scale": None, "pooling": "additive", "num_classes": 10,
 }  # fmt: skip
 
 
@@ -416,14 +421,20 @@ def patchconvnet_micro(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 
 @register_model
 def patchconvnet_mini(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures on a CPU."""
-    return _create("patchconvnet_mini", pretrained, kwargs, **_SMALL, embed_dim=128, depth=4)
+    """For 32-pixel pictures in minutes of a CPU."""
+    return _create("patchconvnet_mini", pretrained, kwargs, **_SMALL, embed_dim=128, depth=2)
 
 
 @register_model
 def patchconvnet_midi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures where there is time, or a GPU."""
-    return _create("patchconvnet_midi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=6)
+    """For 32-pixel pictures in an hour or two of a CPU."""
+    return _create("patchconvnet_midi", pretrained, kwargs, **_SMALL, embed_dim=160, depth=3)
+
+
+@register_model
+def patchconvnet_maxi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
+    """For 32-pixel pictures with a GPU, or a day of a CPU."""
+    return _create("patchconvnet_maxi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=4)
 
 
 @register_model

@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchconvnet.models.layers import ActName, act_layer
+from patchconvnet.errors import UserError
+from patchconvnet.models.layers import ActName, NormName, act_layer, norm_layer
 
+StemName = Literal["strided", "pooled"]
 StemPadding = Literal["symmetric", "same"]
+
+# least variance that whitening divides by: stronger amplification of what is nearly constant is mostly noise (airbench)
+_WHITENING_FLOOR = 5e-4
 
 
 class ConvStem(nn.Module):
@@ -56,3 +61,70 @@ class ConvStem(nn.Module):
             if self.last_act or i < len(self.convs) - 1:
                 x = self.act(x)
         return x.permute(0, 2, 3, 1)  # (B, h, w, C), a view of channels-last memory
+
+
+class PooledStem(nn.Module):
+    """A 3×3 convolution of stride 2, then 3×3 convolutions with a 2×2 max pool each: (B, C_in, H, W) → (B, h, w, C).
+
+    What a strided convolution would skip is computed and the best kept: more operations, and more accuracy for each of
+    them on small pictures. GELU after each; norms after the pools.
+
+    Args:
+        in_chans: channels of the image.
+        channels: output channels of each convolution; each halves the resolution, rounded up.
+        norm: "layer" or "batch" normalisation after each pool.
+        act: which GELU.
+    """
+
+    def __init__(self, in_chans: int, channels: Sequence[int], *, norm: NormName = "batch", act: ActName = "gelu"):
+        super().__init__()
+        self.patch_size = 2 ** len(channels)
+        first, *further = channels
+        self.convs = nn.ModuleList([nn.Conv2d(in_chans, first, 3, stride=2, padding=1)])
+        self.convs.extend(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(channels))
+        self.norms = nn.ModuleList(norm_layer(norm, width) for width in further)
+        self.act = act_layer(act)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self._first(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+            x = F.max_pool2d(conv(x.permute(0, 3, 1, 2)), 2, ceil_mode=True).permute(0, 2, 3, 1)
+            x = self.act(norm(x))
+        return x  # (B, h, w, C), a view of channels-last memory
+
+    def _first(self, image: Tensor) -> Tensor:
+        return self.act(self.convs[0](image))
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Give the first convolution filters whose answers over patches of `images` are uncorrelated, of variance 1.
+
+        They are the eigenvectors of the patches' covariance and their negatives, the strongest first, as far as there
+        are channels; they are not trained any more, the bias, which starts at 0, is.
+
+        Args:
+            images: (B, C_in, H, W), normalised as in training; some thousand 32-pixel pictures are enough.
+
+        Raises:
+            UserError: the images are not pictures of at least 3 × 3 pixels, or all the same.
+
+        Source: K. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, section 3.2.
+        """
+        conv = self.convs[0]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        channels = conv.in_channels
+        if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 3:
+            raise UserError(f"whitening needs images (B, {channels}, H, W) of 3 × 3 pixels or more, not {images.shape}")
+        # every third patch in each direction: their neighbours say nearly the same
+        columns = F.unfold(images.float(), 3, stride=3)  # (B, 9·C_in, N)
+        patches = columns.movedim(1, 2).flatten(0, 1).double()
+        patches -= patches.mean(0)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        if not values[-1] > 0:
+            raise UserError("whitening needs pictures that differ; in these every pixel has the same colour")
+        filters = (vectors / (values + _WHITENING_FLOOR).sqrt()).T.flip(0)
+        half = min(len(filters), conv.out_channels // 2)
+        filters = torch.cat([filters[:half], -filters[:half]]).to(conv.weight)
+        conv.weight[: 2 * half] = filters.unflatten(1, (channels, 3, 3))
+        conv.bias.zero_()
+        conv.weight.requires_grad_(False)

@@ -35,7 +35,7 @@ from patchconvnet.training.optimization import build_optimizer, warmup_cosine
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import Resume, RunFolder
-from patchconvnet.training.sources import batch_source, build_model, load_data
+from patchconvnet.training.sources import batch_source, build_model, load_data, whiten
 
 REFRESH_SECONDS = 0.25  # between two looks at the running loss, which on a GPU waits for it
 CHECK_STEPS = 20  # between two looks at whether the loss is still a number
@@ -109,6 +109,8 @@ class _Training:
         # plain: the network without what Fabric puts around it; whole: the one that is validated, drawn and kept, with
         # all its weights on this process
         self.plain = self.whole = build_model(recipe, len(self.class_names))
+        if recipe.model.whiten:
+            whiten(self.plain, recipe, self.source, len(pictures))
         if is_sharded(fabric):
             self.whole = copy.deepcopy(self.plain).to(fabric.device)
         else:  # the other takes weights in their plain memory layout only

@@ -53,12 +53,14 @@ class ModelOptions:
         name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
             a timm model such as resnet50, which gets attention pooling.
         pretrained: start from the tag's published weights; the classifier is made anew for other classes.
+        whiten: start with filters that decorrelate the training pictures' pixels, for a network with a pooled stem.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """
 
     name: str = "patchconvnet_mini"
     pretrained: bool = False
+    whiten: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

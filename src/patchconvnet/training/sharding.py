@@ -16,13 +16,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
-from patchconvnet.models.trunk import TrunkBlock
+from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Give each process its part of every weight; a block's are whole on a device only while it computes."""
     for block in model.modules():
-        if isinstance(block, TrunkBlock):
+        if isinstance(block, TrunkBlock | PreactivationBlock):
             fully_shard(block, mesh=mesh["data_parallel"])
     fully_shard(model, mesh=mesh["data_parallel"])
     return model

@@ -14,9 +14,12 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import DataSplits, PictureFiles, Split
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load, with_attention_pooling
+from patchconvnet.models.stem import PooledStem
 from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
+
+WHITENING_PIXELS = 5_000_000  # looked at to whiten: some 5,000 pictures of CIFAR-10's size
 
 
 def load_data(recipe: Recipe, *, show_progress: bool = False) -> DataSplits:
@@ -63,6 +66,26 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
         return timm.create_model(m.name, pretrained=m.pretrained, num_classes=num_classes, **options)
     except RuntimeError as error:  # timm's, about a tag that the variant does not have
         raise UserError(f"cannot build {m.name!r}: {error}; published: {_tags(m.name)}") from error
+
+
+def whiten(
+    model: AttentionClassifier, recipe: Recipe, source: Callable[[list[Tensor]], Iterator[Batch]], count: int
+) -> None:
+    """Whiten the network's stem by some of the `count` training pictures; see `PooledStem.whiten`.
+
+    Raises:
+        UserError: the network has no pooled stem.
+    """
+    stem = getattr(model, "stem", None)
+    if not isinstance(stem, PooledStem):
+        raise UserError(
+            f"model.whiten is for networks with a pooled stem, such as patchconvnet_mini; {recipe.model.name} has none"
+        )
+    height, width = recipe.preprocessing.size
+    wanted = min(count, max(WHITENING_PIXELS // (height * width), 1))
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))[:wanted]
+    images, _ = next(iter(source([chosen])))
+    stem.whiten(recipe.preprocessing.batch(images.cpu()))
 
 
 def batch_source(
