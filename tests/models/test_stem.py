@@ -65,11 +65,12 @@ def test_patches_are_contiguous_in_either_memory_format() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_pooled_stem_step_by_step(height: int, width: int, norm: str) -> None:
-    stem = PooledStem(3, [4, 6, 8], norm=norm)
+def test_the_pooled_stem_step_by_step(height: int, width: int, stride: int, norm: str) -> None:
+    stem = PooledStem(3, 4, [6, 8], stride=stride, norm=norm)
     image = draw(2, 3, height, width)
-    x = F.gelu(F.conv2d(F.pad(image, (1, 1, 1, 1)), stem.convs[0].weight, stem.convs[0].bias, stride=2))
+    x = F.gelu(F.conv2d(F.pad(image, (1, 1, 1, 1)), stem.convs[0].weight, stem.convs[0].bias, stride=stride))
     for conv in stem.convs[1:]:
         x = F.conv2d(x, conv.weight, padding=1)
         edge = (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)  # a pool that hangs over the edge counts what is there
@@ -80,8 +81,9 @@ def test_the_pooled_stem_step_by_step(height: int, width: int, norm: str) -> Non
             x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
         x = F.gelu(x)
     torch.testing.assert_close(stem(image), x.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
-    assert stem.patch_size == 8
-    assert x.shape[2:] == (-(-height // 8), -(-width // 8))
+    patch = 4 * stride
+    assert stem.patch_size == patch
+    assert x.shape[2:] == (-(-height // patch), -(-width // patch))
 
 
 def pictures() -> torch.Tensor:
@@ -92,7 +94,7 @@ def pictures() -> torch.Tensor:
 
 @pytest.mark.parametrize("width", [10, 54, 60])  # fewer filters than 2 × 27, as many, more
 def test_whitened_answers_are_uncorrelated_and_of_variance_1(width: int) -> None:
-    stem = PooledStem(3, [width, 8])
+    stem = PooledStem(3, width, [8])
     images, before = pictures(), stem.convs[0].weight.clone()
     stem.whiten(images)
     first, half = stem.convs[0], min(width // 2, 27)
@@ -109,7 +111,7 @@ def test_whitened_answers_are_uncorrelated_and_of_variance_1(width: int) -> None
 
 
 def test_what_cannot_be_whitened_is_refused() -> None:
-    stem = PooledStem(3, [8, 8])
+    stem = PooledStem(3, 8, [8])
     with pytest.raises(UserError, match="3 × 3 pixels or more"):
         stem.whiten(draw(4, 1, 32, 32))
     with pytest.raises(UserError, match="same colour"):

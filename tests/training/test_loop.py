@@ -615,3 +615,17 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path, whole_run: Path
     folder = run(micro(compile=True), tmp_path)
     assert step_losses(folder) == pytest.approx(step_losses(whole_run), abs=1e-3)
     assert kept(folder).keys() == kept(whole_run).keys()
+
+
+def test_progressive_training_shows_small_pictures_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    forward = PatchConvNet.forward
+
+    def spy(model: PatchConvNet, image: Tensor, *args: Any, **options: Any) -> Any:
+        if model.training and tuple(image.shape[2:]) not in sizes:
+            sizes.append(tuple(image.shape[2:]))
+        return forward(model, image, *args, **options)
+
+    monkeypatch.setattr(PatchConvNet, "forward", spy)
+    run(micro(progressive={"start": 0.5, "until": 1.0}), tmp_path / "run")
+    assert sizes == [(8, 8), (12, 12)]  # of 16; the last of three epochs is at 13.3 pixels, in whole patches 12

@@ -11,7 +11,7 @@ from small_runs import MICRO, micro, run
 from patchconvnet.data.splits import DataSplits, Pictures
 from patchconvnet.errors import UserError
 from patchconvnet.training import loop
-from patchconvnet.training.recipe import Recipe, read_recipe, recipe_path, shipped_recipes
+from patchconvnet.training.recipe import ProgressiveOptions, Recipe, read_recipe, recipe_path, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -130,8 +130,20 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
         ({"optimization": {"weight_decay": -0.1}}, "weight_decay must be 0 or more"),
         ({"optimization": {"accumulate": 3}}, "batch_size 64 cannot be worked through in 3 equal parts"),
         ({"optimization": {"accumulate": 0}}, "accumulate must be at least 1"),
+        ({"progressive": {"start": 0.0}}, "progressive.start is a share"),
+        ({"progressive": {"until": 1.5}}, "progressive.until is a share"),
     ],
 )
 def test_impossible_values_are_refused_at_once(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         micro(**changes)
+
+
+def test_pictures_grow_patch_by_patch_to_their_full_size() -> None:
+    grow = ProgressiveOptions(start=0.5, until=0.5)
+    assert [grow.size((32, 48), 4, epoch, 10) for epoch in range(6)] == [
+        (16, 24), (16, 28), (20, 32), (24, 36), (28, 40), (32, 48),
+    ]  # fmt: skip
+    assert ProgressiveOptions().size((30, 31), 4, 0, 10) == (30, 31)
+    assert ProgressiveOptions(start=0.1).size((32, 32), 16, 0, 10) == (16, 16)  # never less than a patch
+    assert ProgressiveOptions(start=0.9, until=1.0).size((33, 33), 4, 9, 10) == (32, 32)

@@ -35,7 +35,9 @@ class PatchConvNetConfig:
     in_chans, num_classes: channels of the image; classes K (0: no classifier, the network returns its pooled vector).
     embed_dim, depth: channels C and number of blocks of the trunk.
     stem: "strided" convolutions (paper, example; see `ConvStem`) or "pooled" ones (see `PooledStem`).
-    stem_divisors: C divided by each gives the channels of the stem's convolutions; patch size 2^len.
+    stem_divisors: C divided by each gives the channels of the stem's halving convolutions; patch size 2^len, times
+        `stem_stride`.
+    stem_filters, stem_stride: of the pooled stem's first convolution.
     stem_bias, stem_padding, stem_last_act: of the strided stem, see `ConvStem`.
     block: "paper" (also the example's, see `TrunkBlock`) or "preactivation" (dense only, see `PreactivationBlock`).
     conv, norm, act: the trunk's 3×3 convolution, its normalisation, GELU everywhere.
@@ -56,6 +58,8 @@ class PatchConvNetConfig:
     depth: int = 60
     stem: StemName = "strided"
     stem_divisors: tuple[int, ...] = (8, 4, 2, 1)
+    stem_filters: int = 24
+    stem_stride: int = 1
     stem_bias: bool = False
     stem_padding: StemPadding = "symmetric"
     stem_last_act: bool = False
@@ -287,7 +291,7 @@ class FusedPatchConvNet(PatchConvNet):
 def _stem(c: PatchConvNetConfig) -> ConvStem | PooledStem:
     channels = [c.embed_dim // divisor for divisor in c.stem_divisors]
     if c.stem == "pooled":
-        return PooledStem(c.in_chans, channels, norm=c.norm, act=c.act)
+        return PooledStem(c.in_chans, c.stem_filters, channels, stride=c.stem_stride, norm=c.norm, act=c.act)
     return ConvStem(c.in_chans, channels, bias=c.stem_bias, padding=c.stem_padding, last_act=c.stem_last_act, act=c.act)
 
 

@@ -64,25 +64,35 @@ class ConvStem(nn.Module):
 
 
 class PooledStem(nn.Module):
-    """A 3×3 convolution of stride 2, then 3×3 convolutions with a 2×2 max pool each: (B, C_in, H, W) → (B, h, w, C).
+    """A 3×3 convolution, then 3×3 convolutions with a 2×2 max pool behind each: (B, C_in, H, W) → (B, h, w, C).
 
-    What a strided convolution would skip is computed and the best kept: more operations, and more accuracy for each of
-    them on small pictures. GELU after each; norms after the pools.
+    It works where strides would skip, at the picture's own resolution, which on small pictures gives more accuracy for
+    its operations than anything later does. GELU after each; norms after the pools.
 
     Args:
         in_chans: channels of the image.
-        channels: output channels of each convolution; each halves the resolution, rounded up.
+        filters: output channels of the first convolution.
+        channels: output channels of the further ones, each of which halves the resolution, rounded up.
+        stride: of the first convolution; the patch size is stride · 2^len(channels).
         norm: "layer" or "batch" normalisation after each pool.
         act: which GELU.
     """
 
-    def __init__(self, in_chans: int, channels: Sequence[int], *, norm: NormName = "batch", act: ActName = "gelu"):
+    def __init__(
+        self,
+        in_chans: int,
+        filters: int,
+        channels: Sequence[int],
+        *,
+        stride: int = 1,
+        norm: NormName = "batch",
+        act: ActName = "gelu",
+    ):
         super().__init__()
-        self.patch_size = 2 ** len(channels)
-        first, *further = channels
-        self.convs = nn.ModuleList([nn.Conv2d(in_chans, first, 3, stride=2, padding=1)])
-        self.convs.extend(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(channels))
-        self.norms = nn.ModuleList(norm_layer(norm, width) for width in further)
+        self.patch_size = stride * 2 ** len(channels)
+        self.convs = nn.ModuleList([nn.Conv2d(in_chans, filters, 3, stride=stride, padding=1)])
+        self.convs.extend(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise([filters, *channels]))
+        self.norms = nn.ModuleList(norm_layer(norm, width) for width in channels)
         self.act = act_layer(act)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -111,7 +121,8 @@ class PooledStem(nn.Module):
         Source: K. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, section 3.2.
         """
         conv = self.convs[0]
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         channels = conv.in_channels
         if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 3:
             raise UserError(f"whitening needs images (B, {channels}, H, W) of 3 × 3 pixels or more, not {images.shape}")

@@ -58,8 +58,10 @@ class TrunkBlock(nn.Module):
 class PreactivationBlock(nn.Module):
     """x + drop_path(γ · F(x)), F = norm, GELU, 3×3 conv, norm, GELU, 3×3 conv, squeeze-and-excitation.
 
-    Patches (B, h, w, C) → (B, h, w, C). All of its operations mix neighbours: on small pictures, where depth is scarce,
-    better for each of them than `TrunkBlock`'s. Source: He et al. 2016, arXiv 1603.05027; Hu et al. 2018, arXiv 1709.01507.
+    Patches (B, h, w, C) → (B, h, w, C). All of its operations mix neighbours: on small pictures, where depth is
+    scarce, better for each of them than `TrunkBlock`'s.
+
+    Source: He et al. 2016, arXiv 1603.05027; Hu et al. 2018, arXiv 1709.01507.
 
     Args:
         dim: channels C.

@@ -237,13 +237,16 @@ class _Training:
         count = len(self.data.require("train"))
         order = torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
         parts, rank = self.recipe.optimization.accumulate, self.fabric.global_rank
-        size = self.batch_size // self._parts()
+        count_here = self.batch_size // self._parts()
         slices = [
-            slice(begin, begin + size)
+            slice(begin, begin + count_here)
             for part in range(parts)
-            for begin in [(part * self.fabric.world_size + rank) * size]
+            for begin in [(part * self.fabric.world_size + rank) * count_here]
         ]
         global_batches = order[: self.steps * self.batch_size].split(self.batch_size)
+        size = self.recipe.progressive.size(
+            self.recipe.preprocessing.size, self.plain.patch_size, epoch, self.recipe.epochs
+        )
         places = [indices[part] for indices in global_batches for part in slices]
         for i, (images, labels) in enumerate(self.source(places)):
             step, part = divmod(i, parts)
@@ -257,6 +260,8 @@ class _Training:
                 generator=generator,
                 batch_slice=slices[part],
             )
+            if size != self.recipe.preprocessing.size:
+                augmented = F.interpolate(augmented, size=size, mode="bilinear", antialias=True)
             yield augmented, labels, targets
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -102,6 +102,28 @@ class OptimizationOptions:
 
 
 @dataclass(frozen=True)
+class ProgressiveOptions:
+    """Smaller pictures in the first epochs, which cost less; the network has no positional encoding, so it takes them.
+
+    Args:
+        start: share of the side that training pictures are shrunk to in the first epoch; 1 for no change.
+        until: share of the epochs after which they have their full size; in between they grow, patch by patch.
+
+    Source: Tan & Le 2021, "EfficientNetV2", arXiv 2104.00298, without its change of augmentation.
+    """
+
+    start: float = 1.0
+    until: float = 0.5
+
+    def size(self, full: tuple[int, int], patch: int, epoch: int, epochs: int) -> tuple[int, int]:
+        """(height, width) of training pictures in an epoch, counted from 0: whole patches, or the full size."""
+        share = min(epoch / (self.until * epochs), 1.0) if self.start < 1 else 1.0
+        scale = self.start + (1 - self.start) * share
+        height, width = (min(max(math.floor(scale * side / patch), 1) * patch, side) for side in full)
+        return full if share == 1 else (height, width)
+
+
+@dataclass(frozen=True)
 class MonitorOptions:
     """The attention pictures drawn while training.
 
@@ -124,6 +146,7 @@ class Recipe:
         preprocessing: from picture to network input; it travels in the model folder.
         augmentation: what is done to training pictures at random.
         optimization: how the weights move.
+        progressive: smaller pictures in the first epochs.
         monitor: the attention pictures drawn while training.
         epochs: times that the training set is gone through.
         batch_size: pictures in a step, over all devices.
@@ -138,6 +161,7 @@ class Recipe:
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(size=(32, 32)))
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    progressive: ProgressiveOptions = field(default_factory=ProgressiveOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     epochs: int = 10
     batch_size: int = 128
@@ -180,6 +204,11 @@ class Recipe:
         for name in ("momentum", "label_smoothing"):
             if not 0 <= getattr(o, name) < 1:
                 raise UserError(f"optimization.{name} must be at least 0 and below 1, not {getattr(o, name)}")
+        for name in ("start", "until"):
+            if not 0 < getattr(self.progressive, name) <= 1:
+                raise UserError(
+                    f"progressive.{name} is a share, above 0 up to 1, not {getattr(self.progressive, name)}"
+                )
         if o.ema_decay is not None and not 0 < o.ema_decay < 1:
             raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
         if self.batch_size % o.accumulate:
