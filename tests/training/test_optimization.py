@@ -11,7 +11,7 @@ from small_runs import micro
 
 from patchconvnet import PatchConvNet
 from patchconvnet.errors import UserError
-from patchconvnet.training.optimization import build_optimizer, warmup_cosine
+from patchconvnet.training.optimization import build_optimizer, warmup_cosine, warmup_linear
 from patchconvnet.training.recipe import OptimizationOptions
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "warmup_cosine.json").read_text())
@@ -41,6 +41,13 @@ def test_schedule_without_warm_up_begins_at_the_top() -> None:
 
 def test_schedule_warms_up_from_a_given_rate() -> None:
     assert [warmup_cosine(step, 10, 4, 0.5, 0.1) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_the_linear_schedule_goes_up_and_down_in_straight_lines() -> None:
+    rates = [warmup_linear(step, 10, 4, 0.6) for step in range(12)]
+    assert rates == pytest.approx([0, 0.15, 0.3, 0.45, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, 0])
+    with pytest.raises(UserError, match="longer than the run"):
+        warmup_linear(0, 10, 11, 1.0)
 
 
 def test_schedule_refuses_a_warm_up_longer_than_the_run() -> None:

@@ -31,7 +31,7 @@ from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.machine import Machine, agreed, device_name, is_sharded, launch
 from patchconvnet.training.monitor import AttentionMonitor
-from patchconvnet.training.optimization import build_optimizer, warmup_cosine
+from patchconvnet.training.optimization import build_optimizer, warmup_cosine, warmup_linear
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import Resume, RunFolder
@@ -294,7 +294,8 @@ class _Training:
     def _learning_rate(self, step: int) -> float:
         # counted from 1 to the last step of a run one longer: neither the first nor the last update has a rate of 0
         o, total = self.recipe.optimization, self.recipe.epochs * self.steps
-        return warmup_cosine(step + 1, total + 1, int(o.warmup * total), o.learning_rate)
+        schedule = warmup_linear if o.schedule == "linear" else warmup_cosine
+        return schedule(step + 1, total + 1, int(o.warmup * total), o.learning_rate)
 
     def _set_learning_rate(self, step: int) -> None:
         share = self._learning_rate(step) / self.recipe.optimization.learning_rate

@@ -16,6 +16,7 @@ from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 
+Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -75,7 +76,8 @@ class OptimizationOptions:
         weight_decay: of weight matrices; biases, norms, layer scales and class tokens are spared.
         momentum: for optimizers that have one.
         betas: for optimizers of Adam's kind.
-        warmup: share of all steps in which the rate grows linearly from 0, before half a cosine takes it back to 0.
+        warmup: share of all steps in which the rate grows linearly from 0, before the schedule takes it back to 0.
+        schedule: half a "cosine", or "linear", which is better for trainings of a few epochs.
         label_smoothing: share of the target spread evenly over all classes.
         clip_gradient: largest norm of the gradient; None for no limit.
         accumulate: parts that a batch is worked through in, when it does not fit into memory at once.
@@ -90,6 +92,7 @@ class OptimizationOptions:
     momentum: float = 0.9
     betas: tuple[float, float] | None = None
     warmup: float = 0.15
+    schedule: Schedule = "cosine"
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     accumulate: int = 1
