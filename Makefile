@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/faithfulness.py --root $(DATA)
+	$(BIN)/python benchmarks/run_all.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

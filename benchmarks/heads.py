@@ -1,6 +1,6 @@
 """Accuracy of the pooling heads at equal budget: the same trunk, data and recipe, several seeds each.
 
-    python benchmarks/heads.py --root DATA --out runs/heads [--epochs 5] [--seeds 3] [--heads additive keras]
+    python benchmarks/heads.py --root DATA --out runs/heads [--epochs 3] [--seeds 3] [--heads additive keras]
 
 Trains with `patchconvnet train` on the first 40,000 training pictures; the epoch of best accuracy on the other 10,000
 is tested once. Every run is resumable, so the script is too. Prints mean and spread of the test accuracy.
@@ -18,8 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="where CIFAR-10 lies or is downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/heads"))
-    parser.add_argument("--recipe", default="cifar10_default")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--recipe", default="cifar10_10min")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--heads", nargs="+", default=["additive", "keras"])
     a = parser.parse_args()

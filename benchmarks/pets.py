@@ -1,0 +1,105 @@
+"""Cat or dog on photographs with known outlines: train, then measure how well each kind of map finds the animal.
+
+    python benchmarks/pets.py --photographs PETS.parquet --out runs/pets [--seeds 3] [--size 96]
+
+Reads a subset of the Oxford-IIIT Pet data (Parkhi et al. 2012) as a Parquet file with the columns name, species, image
+and trimap (1: animal, 2: background, 3: border, which is counted as animal); needs `pip install pyarrow`. The network
+that ships with the package goes on learning on 55 % of the photographs, the epoch is chosen on 15 %, and accuracy and
+maps are measured on the other 30 %, once for each seed. Everything is resumable. Prints mean ± standard deviation over
+the seeds.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import zlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+RECIPE = Path(__file__).with_name("pets.yaml")
+AUDIT = ["--close", "12", "--mosaics", "20", "--rise_masks", "300", "--gradient_steps", "20"]
+COLUMNS = [
+    ("pointing", "pointing game ↑"),
+    ("energy", "energy in mask ↑"),
+    ("max_box_accuracy", "MaxBoxAccV2 ↑"),
+    ("pixel_average_precision", "PxAP ↑"),
+    ("insertion_minus_deletion", "insertion − deletion ↑"),
+    ("grid_pointing_2", "grid 2×2 ↑"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, required=True, help="the Parquet file")
+    parser.add_argument("--out", type=Path, default=Path("runs/pets"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=96, help="side of the network's input")
+    parser.add_argument("--limit", type=int, default=100, help="test photographs to explain")
+    a = parser.parse_args()
+    pictures, masks = a.out / "pictures", a.out / "masks"
+    if not masks.exists():
+        unpack(a.photographs, pictures, masks)
+    start = str(resources.files("patchconvnet") / "pretrained" / "cifar10")
+    reports, accuracies = [], []
+    for seed in range(a.seeds):
+        run, audit = a.out / f"run-{seed}", a.out / f"audit-{seed}"
+        patchconvnet(
+            "train", "--recipe", str(RECIPE), "--data.name", f"folder:{pictures}", "--model.name", start,
+            "--preprocessing.size", str([a.size, a.size]), "--seed", str(seed), "--out", str(run), "--resume", "auto",
+        )  # fmt: skip
+        patchconvnet(
+            "audit", "--model", str(run / "best"), "--data", f"folder:{pictures}", "--masks", str(masks),
+            "--limit", str(a.limit), "--target", "label", *AUDIT, "--out", str(audit),
+        )  # fmt: skip
+        reports.append(json.loads((audit / "report.json").read_text()))
+        accuracies.append(json.loads((run / "best" / "config.json").read_text())["metrics"]["test"]["top1"])
+    print(f"\ntest top-1: {_mean_and_spread(accuracies, '.2%')}, {len(accuracies)} seeds\n")
+    print(table([report["methods"] for report in reports]))
+
+
+def patchconvnet(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "patchconvnet", *arguments], check=True)
+
+
+def unpack(source: Path, pictures: Path, masks: Path) -> None:
+    """Pictures as split/species/name.jpg, masks as species/name.png; a picture's split follows from its name alone."""
+    import pyarrow.parquet
+
+    for row in pyarrow.parquet.read_table(source).to_pylist():
+        lot = zlib.crc32(row["name"].encode()) % 100
+        split = "train" if lot < 55 else "val" if lot < 70 else "test"
+        folder = pictures / split / row["species"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row['name']}.jpg").write_bytes(row["image"])
+        if split == "test":
+            trimap = np.asarray(Image.open(io.BytesIO(row["trimap"])))
+            (masks / row["species"]).mkdir(parents=True, exist_ok=True)
+            mask = np.where(trimap == 2, 0, 255).astype(np.uint8)
+            Image.fromarray(mask).save(masks / row["species"] / f"{row['name']}.png")
+
+
+def table(runs: list[list[dict]]) -> str:
+    """A row for each map: mean ± standard deviation over the seeds of each measure's mean."""
+    rows = ["| map | " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for methods in zip(*runs, strict=True):
+        cells = []
+        for name, _ in COLUMNS:
+            values = [method["figures"][name]["mean"] for method in methods if name in method["figures"]]
+            cells.append(_mean_and_spread(values, ".3f") if values else "–")
+        rows.append("| " + " | ".join([methods[0]["title"], *cells]) + " |")
+    return "\n".join(rows)
+
+
+def _mean_and_spread(values: list[float], form: str) -> str:
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
+
+
+if __name__ == "__main__":
+    main()

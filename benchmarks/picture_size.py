@@ -1,0 +1,96 @@
+"""Time and peak memory of one picture from 224 to 1024 pixels: the S60, and timm's ViT-S beside it.
+
+    python benchmarks/picture_size.py
+
+The exponent is the slope of log time (or memory) over log pixels: 1 is linear. Memory is what a forward pass adds to
+the process at its peak, in a process of its own for each network, which goes from small pictures to large.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from measuring import arguments, race, report, row, seconds, spread
+from torch import nn
+
+import patchconvnet  # noqa: F401  (registers the models)
+from patchconvnet.models.fusion import fastest_dtype
+
+SIZES = (224, 320, 448, 640, 832, 1024)
+AIM = 1.05
+OURS, VIT = "S60, ours", "ViT-S/16, timm"
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """Both in the fastest number format of the machine."""
+    dtype = fastest_dtype(torch.device("cpu"))
+    return {
+        OURS: lambda: timm.create_model("patchconvnet_s60").eval().fuse("auto"),
+        VIT: lambda: timm.create_model("vit_small_patch16_224", dynamic_img_size=True).eval().to(dtype),
+    }
+
+
+def picture(name: str, size: int) -> torch.Tensor:
+    image = torch.rand(1, 3, size, size)
+    return image.to(fastest_dtype(image.device)) if name == VIT else image
+
+
+def print_memory(name: str) -> None:
+    """Bytes that forward passes added at their peak, one number a size."""
+    network = networks()[name]()
+    added = []
+    with torch.inference_mode():
+        network(picture(name, 64))  # libraries load what they need
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for size in SIZES:
+            image = picture(name, size)
+            for _ in range(2):
+                network(image)
+            added.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(json.dumps(added))
+
+
+def exponent(values: list[float]) -> float:
+    """Slope over pixels, on double logarithmic scale."""
+    return float(np.polyfit(np.log(np.array(SIZES, float) ** 2), np.log(values), 1)[0])
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--memory-of", choices=[OURS, VIT], help="print its memory only")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    if a.memory_of:
+        return print_memory(a.memory_of)
+
+    rows, medians, facts = [], {}, {}
+    for name, build in networks().items():
+        network = build()
+        contenders: dict[str, Callable[[], Any]] = {
+            f"{name}, {size}": partial(network, picture(name, size)) for size in SIZES
+        }
+        with torch.inference_mode():
+            times = race(contenders, a.rounds, warm_up=1)
+        medians |= seconds(times)
+        by_round = [exponent([times[contender][i] for contender in contenders]) for i in range(a.rounds)]
+        aim = AIM if name == OURS else None
+        rows.append(
+            row(f"growth of time with pixels, 224 → 1024: {name}", "linear = 1", aim, spread(by_round), at_most=True)
+        )
+        command = [sys.executable, __file__, "--threads", str(a.threads), "--memory-of", name]
+        memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        slope = spread([exponent(memory)])
+        rows.append(row(f"growth of peak memory with pixels: {name}", "linear = 1", aim, slope, at_most=True))
+        facts[f"MB added at the peak, {name}"] = dict(zip(SIZES, (round(m / 1e6, 1) for m in memory), strict=True))
+    report(rows, medians, facts)
+
+
+if __name__ == "__main__":
+    main()
