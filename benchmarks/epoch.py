@@ -66,7 +66,8 @@ def train(pictures: Path, run: Path) -> list[dict[str, float]]:
     subprocess.run(
         [
             sys.executable, "-m", "patchconvnet", "train", "--recipe", "keras_example",
-            "--data.name", f"folder:{pictures}", "--data.validation", "null", "--epochs", str(EPOCHS), "--out", str(run),
+            "--data.name", f"folder:{pictures}", "--data.validation", "null", "--epochs", str(EPOCHS),
+            "--out", str(run),
         ],
         check=True,
         stdout=sys.stderr,

@@ -1,0 +1,134 @@
+"""Test accuracy of shipped recipes over seeds: the accuracy table of docs/benchmarks.md.
+
+    python benchmarks/accuracy.py --root DATA cifar10_10min cifar10_default [--seeds 3] [--out runs/accuracy]
+
+Runs `patchconvnet train` for each recipe and seed, goes on where it was interrupted, and rewrites the table between
+the page's `<!-- accuracy … -->` marks from docs/benchmarks/accuracy.json, where recipes that are not run keep what they
+have.
+Seconds are those of the whole command, from its start to the test figure (an interrupted run: of its training alone).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from run_all import DOCS, RESULTS, write_text
+
+from patchconvnet import PatchConvNet
+from patchconvnet.models.cost import multiply_accumulates
+from patchconvnet.training.recipe import Recipe, read_recipe
+
+AIMS = {
+    "keras_example": "≥ 87 %",
+    "cifar10_10min": "≥ 88 %, stretch 91 %",
+    "cifar10_default": "≥ 93 %, ≤ 4 MB",
+    "digits": "stated",
+}
+COLUMNS = [
+    "recipe", "aim", "test top-1", "top-5", "seeds", "parameters", "weights", "epochs", "pictures", "PFLOP", "seconds",
+    "on",
+]  # fmt: skip
+BEGIN, END = "<!-- accuracy: made by benchmarks/accuracy.py -->", "<!-- end of accuracy -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", help="shipped recipes; none: only the table is made again")
+    parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, help="another number than the recipe's, as a row of its own")
+    parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
+    a = parser.parse_args()
+    kept = RESULTS / "accuracy.json"
+    results: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for seed in range(a.seeds):
+        for name in a.recipes:
+            label = f"{name}, {a.epochs} epochs" if a.epochs else name
+            result = train(name, seed, a.root, a.epochs, a.out / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}")
+            results.setdefault(label, {"seeds": {}})["seeds"][str(seed)] = result
+            RESULTS.mkdir(exist_ok=True)
+            write_text(kept, json.dumps(results, indent=1) + "\n")
+    page = DOCS / "benchmarks.md"
+    text = page.read_text()
+    write_text(page, text.split(BEGIN)[0] + f"{BEGIN}\n\n{table(results)}\n\n{END}" + text.split(END)[1])
+    print(table(results))
+
+
+def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path) -> dict[str, Any]:
+    """Test accuracy and cost of one training, which is run unless it is complete."""
+    config, wall = run / "best" / "config.json", run / "wall_seconds"
+    begun = run.exists()
+    if not (config.is_file() and "test" in json.loads(config.read_text())["metrics"]):
+        command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
+        command += ["--data.root", root] if root else []
+        command += ["--epochs", str(epochs)] if epochs else []
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
+        if not begun:
+            wall.write_text(f"{time.perf_counter() - started:.1f}")
+    about = json.loads(config.read_text())
+    provenance, test = about["provenance"], about["metrics"]["test"]
+    recipe = read_recipe(run / "recipe.yaml")
+    model = PatchConvNet.from_pretrained(run / "best")
+    return {
+        "top1": test["top1"],
+        "top5": test["top5"],
+        "seconds": float(wall.read_text()) if wall.is_file() else provenance["seconds"],
+        "machine": provenance["devices"],
+        "date": provenance["date"],
+        "epochs": recipe.epochs,
+        "pictures": provenance["data"]["train"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": (run / "best" / "model.safetensors").stat().st_size,
+        "operations": operations(model, recipe, provenance["data"]["train"]),
+    }
+
+
+def operations(model: PatchConvNet, recipe: Recipe, pictures: int) -> int:
+    """Multiplications and additions of the whole training: a step is three forward passes."""
+    sizes = [
+        recipe.progressive.size(recipe.preprocessing.size, model.patch_size, epoch, recipe.epochs)
+        for epoch in range(recipe.epochs)
+    ]
+    return sum(6 * multiply_accumulates(model, *size).ours * pictures for size in sizes)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
+    ]
+    for label, result in results.items():
+        runs = list(result["seeds"].values())
+        one = runs[0]
+        cells = [
+            f"`{label.split(',')[0]}`" + label.removeprefix(label.split(",")[0]),
+            AIMS.get(label, "–"),
+            f"**{_spread([r['top1'] for r in runs])}**",
+            _spread([r["top5"] for r in runs]),
+            len(runs),
+            f"{one['parameters']:,}",
+            f"{one['bytes'] / 1e6:.1f} MB",
+            one["epochs"],
+            f"{one['pictures']:,}",
+            f"{one['operations'] / 1e15:.2g}",
+            " ".join(f"{r['seconds']:,.0f}" for r in runs),
+            one["machine"],
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _spread(shares: list[float]) -> str:
+    """Mean ± standard deviation, in percent."""
+    spread = f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.mean(shares):.2f}{spread} %"
+
+
+if __name__ == "__main__":
+    main()
