@@ -6,12 +6,13 @@ The exponent is the slope of log time (or memory) over log pixels: 1 is linear. 
 the process at its peak, in a process of its own for each network, which goes from small pictures to large.
 """
 
+import ctypes
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,18 +44,29 @@ def picture(name: str, size: int) -> torch.Tensor:
 
 
 def print_memory(name: str) -> None:
-    """Bytes that forward passes added at their peak, one number a size."""
+    """Bytes that a forward pass adds to the process at its peak, one number a size."""
     network = networks()[name]()
     added = []
     with torch.inference_mode():
-        network(picture(name, 64))  # libraries load what they need
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for size in SIZES:
             image = picture(name, size)
-            for _ in range(2):
-                network(image)
-            added.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+            network(image)  # libraries load, and lay out, what they need for this size
+            added.append(added_at_peak(partial(network, image)))
     print(json.dumps(added))
+
+
+def added_at_peak(call: Callable[[], Any]) -> int:
+    """Bytes between what the process holds before the call and its most during the call (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # begin the high-water mark anew
+    call()
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
 
 
 def exponent(values: list[float]) -> float:

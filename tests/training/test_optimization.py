@@ -81,7 +81,7 @@ def test_weight_decay_spares_what_it_must(variant: str) -> None:
     spared = {name for name, group in groups.items() if group["weight_decay"] == 0}
     decayed = {name for name, group in groups.items() if group["weight_decay"] == 0.3}
     assert spared | decayed == groups.keys()
-    to_spare = re.compile(r"bias$|\bnorm\d?\.|layer_scale\d?\.|class_token$|query$")
+    to_spare = re.compile(r"bias$|\bnorm(s\.)?\d?\.|layer_scale\d?\.|class_token$|query$")
     assert spared == {name for name in groups if to_spare.search(name)}
     assert all(model.get_parameter(name).ndim >= 2 for name in decayed)
 
@@ -126,7 +126,7 @@ def test_muon_moves_both_kinds_by_their_own_rates() -> None:
     moved = (model.head.weight - before["head.weight"]).abs()
     np.testing.assert_allclose(moved.detach().numpy(), 0.004, rtol=1e-3)
     # Muon's is orthogonal: 0.2·√(larger side) times as long as its rate, in the root mean square of the singular values
-    step = (model.get_parameter("trunk.0.conv1.weight") - before["trunk.0.conv1.weight"]).detach()
+    step = (model.get_parameter("trunk.0.se.expand.weight") - before["trunk.0.se.expand.weight"]).detach()
     singular = np.linalg.svd(step.numpy(), compute_uv=False) / (0.02 * 0.2 * 4)
     assert singular.min() > 0.6
     assert singular.max() < 1.4
