@@ -25,15 +25,13 @@ def brightness_model(padding: str = "symmetric", stem: int = 2) -> nn.Module:
         embed_dim=16,
         depth=1,
         stem_divisors=tuple(2**i for i in reversed(range(stem))),
-        stem_padding=padding,
-        stem_last_act=False,
+        **({"stem": "pooled"} if padding == "pooled" else {"stem": "strided", "stem_padding": padding}),
         num_classes=2,
     ).eval()
     with torch.no_grad():
         for conv in model.stem.convs:
             conv.weight.fill_(1 / conv.weight[0].numel())
-        model.trunk[0].conv3.weight.zero_()  # the block adds nothing: a patch is what the stem saw
-        model.trunk[0].conv3.bias.zero_()
+        model.trunk[0].conv2.weight.zero_()  # the block adds nothing: a patch is what the stem saw
         model.pooling.query.fill_(1.0)
         model.head.weight[0], model.head.weight[1] = -1.0, 1.0
         model.head.bias.copy_(torch.tensor([0.25, -0.5]))
@@ -65,7 +63,7 @@ def centre(explanation: Explanation, target: int | None = None, kind: str = "att
     return float(x), float(y)
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("padding", ["symmetric", "same", "pooled"])
 @pytest.mark.parametrize("picture", [(200, 300), (300, 200), (131, 257), (30, 40)])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "letterbox"])
 @pytest.mark.parametrize("at", PLACES)

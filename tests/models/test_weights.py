@@ -147,11 +147,11 @@ def test_an_unexpected_entry_is_named(folder: Path) -> None:
 def test_a_misshaped_entry_is_named(folder: Path) -> None:
     edit_config(folder, architecture={"embed_dim": 64})
     message = refused(folder)
-    assert "'stem.convs.0.weight' of shape (16, 3, 3, 3) where the network has (32, 3, 3, 3)" in message
+    assert "'stem.convs.1.weight' of shape (16, 24, 3, 3) where the network has (32, 24, 3, 3)" in message
 
 
 def test_an_option_that_changes_the_weights_is_refused(folder: Path) -> None:
-    assert "lacks 'trunk.2.norm.weight'" in refused(folder, depth=3)
+    assert "lacks 'trunk.2.norm1.weight'" in refused(folder, depth=3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
