@@ -629,3 +629,23 @@ def test_progressive_training_shows_small_pictures_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(PatchConvNet, "forward", spy)
     run(micro(progressive={"start": 0.5, "until": 1.0}), tmp_path / "run")
     assert sizes == [(8, 8), (12, 12)]  # of 16; the last of three epochs is at 13.3 pixels, in whole patches 12
+
+
+def test_whitening_sets_the_first_filters_and_keeps_them(tmp_path: Path) -> None:
+    folder = run(micro(model={"whiten": True}), tmp_path / "run")
+    weights = kept(folder)["stem.convs.0.weight"]
+    assert torch.equal(weights[:12], -weights[12:])  # untouched by training
+    # going on from a trained network leaves its stem alone, and trains it
+    onwards = run(micro(model={"whiten": True, "name": str(folder / "best")}), tmp_path / "onwards")
+    assert 0 < (kept(onwards)["stem.convs.0.weight"] - weights).abs().max() < 1
+
+
+def test_whitening_is_refused_where_there_is_no_pooled_stem(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pooled stem"):
+        train(micro(model={"whiten": True, "name": "patchconvnet_keras"}), tmp_path / "run")
+
+
+def test_what_the_model_folder_says_of_its_data_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    recipe = micro(data={"root": str(tmp_path)})
+    folder = run(recipe, tmp_path / "run")
+    assert str(tmp_path) not in (folder / "best" / "config.json").read_text()

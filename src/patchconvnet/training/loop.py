@@ -359,8 +359,10 @@ class _Training:
     def _provenance(self) -> dict[str, Any]:
         splits = {name: getattr(self.data, name) for name in ("train", "validation", "test")}
         counts = {name: len(split) for name, split in splits.items() if split is not None}
+        recipe = self.recipe.to_dict()
+        recipe["data"]["root"] = None  # a folder of this machine; the model folder travels
         return {
-            "recipe": self.recipe.to_dict(),
+            "recipe": recipe,
             "data": {"name": self.data.name, **counts},
             "patchconvnet": __version__,
             "torch": torch.__version__,

@@ -54,7 +54,8 @@ class ModelOptions:
         name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
             a timm model such as resnet50, which gets attention pooling.
         pretrained: start from the tag's published weights; the classifier is made anew for other classes.
-        whiten: start with filters that decorrelate the training pictures' pixels, for a network with a pooled stem.
+        whiten: begin with filters that decorrelate the training pictures' pixels; for networks with a pooled stem that
+            start from nothing.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """

@@ -73,9 +73,13 @@ def whiten(
 ) -> None:
     """Whiten the network's stem by some of the `count` training pictures; see `PooledStem.whiten`.
 
+    A network that comes with weights, from a folder or published ones, keeps its stem.
+
     Raises:
         UserError: the network has no pooled stem.
     """
+    if recipe.model.pretrained or Path(recipe.model.name).is_dir():
+        return
     stem = getattr(model, "stem", None)
     if not isinstance(stem, PooledStem):
         raise UserError(
