@@ -108,7 +108,10 @@ def test_what_a_recipe_cannot_have_is_named(tmp_path: Path, text: str, words: st
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no recipe 'digit': .* one of cifar100_default, cifar10_10min, cifar10_best, cifar10_default, digits"):
+    with pytest.raises(
+        UserError,
+        match=r"no recipe 'digit': .* one of cifar100_default, cifar10_10min, cifar10_best, cifar10_default, digits",
+    ):
         read_recipe("digit")
 
 
