@@ -1,4 +1,4 @@
-"""docs/benchmarks.md says what the stored results of the benchmarks say, and the scripts can be told what they offer."""
+"""docs/benchmarks.md says what the stored results of the benchmarks say, and every script explains itself."""
 
 import json
 import subprocess
