@@ -65,21 +65,26 @@ def test_patches_are_contiguous_in_either_memory_format() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "repeats"), [(1, 0), (2, 0), (1, 2)])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_pooled_stem_step_by_step(height: int, width: int, stride: int, norm: str) -> None:
-    stem = PooledStem(3, 4, [6, 8], stride=stride, norm=norm)
+def test_the_pooled_stem_step_by_step(height: int, width: int, stride: int, repeats: int, norm: str) -> None:
+    stem = PooledStem(3, 4, [6, 8], stride=stride, repeats=repeats, norm=norm)
+
+    def norm_and_gelu(x: torch.Tensor) -> torch.Tensor:
+        if norm == "batch":
+            return F.gelu(F.batch_norm(x, None, None, training=True, eps=1e-5))
+        return F.gelu(F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2))
+
     image = draw(2, 3, height, width)
     x = F.gelu(F.conv2d(F.pad(image, (1, 1, 1, 1)), stem.convs[0].weight, stem.convs[0].bias, stride=stride))
-    for conv in stem.convs[1:]:
+    for conv, further in zip(stem.convs[1:], [stem.repeat_convs, []], strict=True):
         x = F.conv2d(x, conv.weight, padding=1)
         edge = (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)  # a pool that hangs over the edge counts what is there
         x = F.pad(x, edge, value=-torch.inf).unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
-        if norm == "batch":
-            x = F.batch_norm(x, None, None, training=True, eps=1e-5)
-        else:
-            x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
-        x = F.gelu(x)
+        x = norm_and_gelu(x)
+        for again in further:
+            x = norm_and_gelu(F.conv2d(x, again.weight, padding=1))
+    assert len(stem.repeat_convs) == repeats
     torch.testing.assert_close(stem(image), x.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
     patch = 4 * stride
     assert stem.patch_size == patch

@@ -217,7 +217,15 @@ def check_config(config: Any) -> None:
             raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
 
 
-_LEAST = {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1, "stem_filters": 1, "stem_stride": 1}
+_LEAST = {
+    "in_chans": 1,
+    "num_classes": 0,
+    "embed_dim": 1,
+    "depth": 1,
+    "stem_filters": 1,
+    "stem_stride": 1,
+    "stem_repeats": 0,
+}
 
 
 def check_image(image: Tensor, in_chans: int, patch_size: int) -> None:

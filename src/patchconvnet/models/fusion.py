@@ -91,6 +91,9 @@ class FusedPooledStem(PooledStem):
         first, *further = stem.convs
         self.convs = nn.ModuleList([FusedConv(first, stem.act, dtype), *(FusedConv(c, None, dtype) for c in further)])
         self.norms = nn.ModuleList(FusedNorm(norm, dtype) for norm in stem.norms)
+        self.repeats = stem.repeats
+        self.repeat_convs = nn.ModuleList(FusedConv(conv, None, dtype) for conv in stem.repeat_convs)
+        self.repeat_norms = nn.ModuleList(FusedNorm(norm, dtype) for norm in stem.repeat_norms)
 
     def _first(self, image: Tensor) -> Tensor:
         return self.convs[0](image)

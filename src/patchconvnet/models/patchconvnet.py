@@ -37,7 +37,8 @@ class PatchConvNetConfig:
     stem: "strided" convolutions (paper, example; see `ConvStem`) or "pooled" ones (see `PooledStem`).
     stem_divisors: C divided by each gives the channels of the stem's halving convolutions; patch size 2^len, times
         `stem_stride`.
-    stem_filters, stem_stride: of the pooled stem's first convolution.
+    stem_filters, stem_stride, stem_repeats: of the pooled stem: its first convolution's, and how many further convolutions
+        it has between its first and its last resolution.
     stem_bias, stem_padding, stem_last_act: of the strided stem, see `ConvStem`.
     block: "paper" (also the example's, see `TrunkBlock`) or "preactivation" (dense only, see `PreactivationBlock`).
     conv, norm, act: the trunk's 3×3 convolution, its normalisation, GELU everywhere.
@@ -46,6 +47,8 @@ class PatchConvNetConfig:
     pooling: "class_attention" (paper), "class_attention_multi" (paper, a class token per class), "keras" (the example),
         "additive" (exact evidence per class), "additive_multi" (the same with a query per class), "average", or "none"
         (no pooling and no classifier: the network returns its patches).
+    pooling_norm: the normalisation of the patches that "additive", "additive_multi" and "average" pool; "same" is `norm`.
+        "layer" makes all patches equally long, so that choosing between them is left to the attention.
     mlp_ratio: hidden width of the class attention's MLP.
     drop_rate, attn_drop_rate, drop_path_rate: dropout in the pooling head's MLP or on its vector; on the attention
         weights; stochastic depth, the same in every block.
@@ -60,6 +63,7 @@ class PatchConvNetConfig:
     stem_divisors: tuple[int, ...] = (8, 4, 2, 1)
     stem_filters: int = 24
     stem_stride: int = 1
+    stem_repeats: int = 0
     stem_bias: bool = False
     stem_padding: StemPadding = "symmetric"
     stem_last_act: bool = False
@@ -71,6 +75,7 @@ class PatchConvNetConfig:
     se_bias: bool = True
     layer_scale: float | None = 1e-4
     pooling: PoolingName = "class_attention"
+    pooling_norm: Literal["same", "layer", "batch"] = "same"
     mlp_ratio: float = 3.0
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
@@ -136,7 +141,7 @@ class PatchConvNet(AttentionClassifier):
             c.pooling,
             c.embed_dim,
             per_class,
-            norm=c.norm,
+            norm=c.norm if c.pooling_norm == "same" else c.pooling_norm,
             act=c.act,
             mlp_ratio=c.mlp_ratio,
             layer_scale=1.0 if c.layer_scale is None else c.layer_scale,
@@ -291,7 +296,9 @@ class FusedPatchConvNet(PatchConvNet):
 def _stem(c: PatchConvNetConfig) -> ConvStem | PooledStem:
     channels = [c.embed_dim // divisor for divisor in c.stem_divisors]
     if c.stem == "pooled":
-        return PooledStem(c.in_chans, c.stem_filters, channels, stride=c.stem_stride, norm=c.norm, act=c.act)
+        return PooledStem(
+            c.in_chans, c.stem_filters, channels, stride=c.stem_stride, repeats=c.stem_repeats, norm=c.norm, act=c.act
+        )
     return ConvStem(c.in_chans, channels, bias=c.stem_bias, padding=c.stem_padding, last_act=c.stem_last_act, act=c.act)
 
 
@@ -407,7 +414,7 @@ _KERAS: dict[str, Any] = {
 # Our own members for pictures of about 32 pixels: patches of 4 × 4, dense 3×3 convolutions, batch norm, exact evidence
 _SMALL: dict[str, Any] = {
     "stem": "pooled", "stem_divisors": (2, 1), "block": "preactivation", "conv": "dense", "norm": "batch",
-    "layer_scale": None, "pooling": "additive", "num_classes": 10,
+    "layer_scale": None, "pooling": "additive", "pooling_norm": "layer", "num_classes": 10,
 }  # fmt: skip
 
 
@@ -432,13 +439,13 @@ def patchconvnet_mini(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 @register_model
 def patchconvnet_midi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
     """For 32-pixel pictures in an hour or two of a CPU."""
-    return _create("patchconvnet_midi", pretrained, kwargs, **_SMALL, embed_dim=160, depth=3)
+    return _create("patchconvnet_midi", pretrained, kwargs, **_SMALL, embed_dim=192, depth=2, stem_repeats=1)
 
 
 @register_model
 def patchconvnet_maxi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
     """For 32-pixel pictures with a GPU, or a day of a CPU."""
-    return _create("patchconvnet_maxi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=4)
+    return _create("patchconvnet_maxi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=4, stem_repeats=1)
 
 
 @register_model

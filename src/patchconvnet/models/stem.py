@@ -1,7 +1,7 @@
 """The convolutional stem: an image becomes a grid of patches (paper, section 3.1; Keras example, "Stem block")."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 import torch
@@ -74,6 +74,7 @@ class PooledStem(nn.Module):
         filters: output channels of the first convolution.
         channels: output channels of the further ones, each of which halves the resolution, rounded up.
         stride: of the first convolution; the patch size is stride · 2^len(channels).
+        repeats: further 3×3 convolutions, each with norm and GELU, at every resolution between the first and the last.
         norm: "layer" or "batch" normalisation after each pool.
         act: which GELU.
     """
@@ -85,6 +86,7 @@ class PooledStem(nn.Module):
         channels: Sequence[int],
         *,
         stride: int = 1,
+        repeats: int = 0,
         norm: NormName = "batch",
         act: ActName = "gelu",
     ):
@@ -93,13 +95,20 @@ class PooledStem(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(in_chans, filters, 3, stride=stride, padding=1)])
         self.convs.extend(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise([filters, *channels]))
         self.norms = nn.ModuleList(norm_layer(norm, width) for width in channels)
+        repeated = [width for width in channels[:-1] for _ in range(repeats)]
+        self.repeats = repeats
+        self.repeat_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for width in repeated)
+        self.repeat_norms = nn.ModuleList(norm_layer(norm, width) for width in repeated)
         self.act = act_layer(act)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self._first(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        repeated = zip(self.repeat_convs, self.repeat_norms, strict=True)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             x = F.max_pool2d(conv(x.permute(0, 3, 1, 2)), 2, ceil_mode=True).permute(0, 2, 3, 1)
             x = self.act(norm(x))
+            for again, its_norm in islice(repeated, self.repeats):
+                x = self.act(its_norm(again(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
         return x  # (B, h, w, C), a view of channels-last memory
 
     def _first(self, image: Tensor) -> Tensor:
