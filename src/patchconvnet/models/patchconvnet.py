@@ -37,8 +37,8 @@ class PatchConvNetConfig:
     stem: "strided" convolutions (paper, example; see `ConvStem`) or "pooled" ones (see `PooledStem`).
     stem_divisors: C divided by each gives the channels of the stem's halving convolutions; patch size 2^len, times
         `stem_stride`.
-    stem_filters, stem_stride, stem_repeats: of the pooled stem: its first convolution's, and how many further convolutions
-        it has between its first and its last resolution.
+    stem_filters, stem_stride: of the pooled stem's first convolution.
+    stem_repeats: further convolutions of the pooled stem at each resolution between its first and its last.
     stem_bias, stem_padding, stem_last_act: of the strided stem, see `ConvStem`.
     block: "paper" (also the example's, see `TrunkBlock`) or "preactivation" (dense only, see `PreactivationBlock`).
     conv, norm, act: the trunk's 3×3 convolution, its normalisation, GELU everywhere.
@@ -47,7 +47,7 @@ class PatchConvNetConfig:
     pooling: "class_attention" (paper), "class_attention_multi" (paper, a class token per class), "keras" (the example),
         "additive" (exact evidence per class), "additive_multi" (the same with a query per class), "average", or "none"
         (no pooling and no classifier: the network returns its patches).
-    pooling_norm: the normalisation of the patches that "additive", "additive_multi" and "average" pool; "same" is `norm`.
+    pooling_norm: normalisation of the patches that "additive", "additive_multi" and "average" pool; "same" is `norm`.
         "layer" makes all patches equally long, so that choosing between them is left to the attention.
     mlp_ratio: hidden width of the class attention's MLP.
     drop_rate, attn_drop_rate, drop_path_rate: dropout in the pooling head's MLP or on its vector; on the attention
