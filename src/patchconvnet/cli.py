@@ -168,6 +168,11 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2, help="processes that read picture files")
     parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="mean logits of each picture and its mirror image; say so where you report it",
+    )
+    parser.add_argument(
         "--out", type=Path | None, default=None, help="folder for evaluation.json, tables and confusion matrix"
     )
     return parser
@@ -189,14 +194,17 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{data.name} {values.split}", total=len(split))
         result = evaluate(
-            model, split, preprocessing, batch_size=values.batch_size, device=device, workers=values.workers,
-            on_batch=lambda count: bar.advance(task, count),
+            model, split, preprocessing, batch_size=values.batch_size, mirror=values.mirror, device=device,
+            workers=values.workers, on_batch=lambda count: bar.advance(task, count),
         )  # fmt: skip
     _print_evaluation(console, result, f"{values.model} on {data.name}, {values.split}")
     out = (
         values.out or Path("evaluations") / f"{Path(values.model).name}-{data.name.replace('/', '_').replace(':', '_')}"
     )
-    origin = {"model": str(values.model), "data": data.name, "split": values.split, "size": list(preprocessing.size)}
+    origin = {
+        "model": str(values.model), "data": data.name, "split": values.split, "size": list(preprocessing.size),
+        "mirror": values.mirror,
+    }  # fmt: skip
     for path in save_evaluation(result, out, origin):
         print(path)
     return 0

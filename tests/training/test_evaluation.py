@@ -114,6 +114,20 @@ def test_the_batch_size_does_not_matter(batch_size: int, result: Evaluation, log
     assert sum(counted) == COUNT
 
 
+def test_mirror_takes_the_mean_logits_of_a_picture_and_its_mirror_image() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 6, CLASSES))
+    images = torch.randint(256, (50, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(50) % CLASSES
+    split = Pictures(images, labels, [f"class {k}" for k in range(CLASSES)])
+    inputs = Preprocessing(size=(4, 6)).batch(images)
+    with torch.no_grad():
+        expected = (linear(inputs) + linear(inputs.flip(3))) / 2
+    mirrored = evaluate(linear, split, Preprocessing(size=(4, 6)), mirror=True)
+    assert mirrored.loss == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-5)
+    assert mirrored.top1 == (expected.argmax(1) == labels).double().mean()
+    assert mirrored.loss != pytest.approx(evaluate(linear, split, Preprocessing(size=(4, 6))).loss, rel=1e-5)
+
+
 def test_pictures_from_files_are_measured_as_those_in_memory(tmp_path: Path, logits: Tensor, labels: Tensor) -> None:
     pictures = numbered_pictures(labels).subset(range(20))
     paths = [tmp_path / f"{i}.png" for i in range(20)]

@@ -73,6 +73,7 @@ def evaluate(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
+    mirror: bool = False,
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
@@ -84,6 +85,8 @@ def evaluate(
 
     Args:
         model: images (B, C, h, w) → logits (B, K); in evaluation mode while this runs.
+        mirror: whether each picture is seen twice, as it is and mirrored left to right, and the mean of both logits
+            counts (test-time augmentation; to be reported apart).
         rank, world_size: with several processes, each takes its own pictures and all get the same result.
         autocast: gives the context of the forward pass.
         workers: processes that read picture files.
@@ -104,6 +107,8 @@ def evaluate(
             for images, labels, _ in ours if len(indices) else ():
                 with autocast():
                     logits = model(images)
+                    if mirror:
+                        logits = (logits + model(images.flip(-1))) / 2
                 tally.add(logits.float(), labels)
                 if on_batch:
                     on_batch(len(labels))
