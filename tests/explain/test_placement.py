@@ -26,6 +26,7 @@ def brightness_model(padding: str = "symmetric", stem: int = 2) -> nn.Module:
         depth=1,
         stem_divisors=tuple(2**i for i in reversed(range(stem))),
         **({"stem": "pooled"} if padding == "pooled" else {"stem": "strided", "stem_padding": padding}),
+        pooling_norm="batch",  # which leaves a patch's brightness to it; layer norm makes all grey patches the same
         num_classes=2,
     ).eval()
     with torch.no_grad():

@@ -609,12 +609,14 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_losses(tmp_path: Path, whole_run: Path) -> None:
+def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("torch.compile needs a C++ compiler, and there is none")
-    folder = run(micro(compile=True), tmp_path)
-    assert step_losses(folder) == pytest.approx(step_losses(whole_run), abs=1e-3)
-    assert kept(folder).keys() == kept(whole_run).keys()
+    strided = {"options": {"stem": "strided"}}  # max pools choose, and so amplify rounding
+    eager = run(micro(model=strided), tmp_path / "eager")
+    compiled = run(micro(model=strided, compile=True), tmp_path / "compiled")
+    assert step_losses(compiled) == pytest.approx(step_losses(eager), abs=1e-3)
+    assert kept(compiled).keys() == kept(eager).keys()
 
 
 def test_progressive_training_shows_small_pictures_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_weight_decay_spares_what_it_must(variant: str) -> None:
     spared = {name for name, group in groups.items() if group["weight_decay"] == 0}
     decayed = {name for name, group in groups.items() if group["weight_decay"] == 0.3}
     assert spared | decayed == groups.keys()
-    to_spare = re.compile(r"bias$|\bnorm(s\.)?\d?\.|layer_scale\d?\.|class_token$|query$")
+    to_spare = re.compile(r"bias$|(\b|_)norm(s\.)?\d?\.|layer_scale\d?\.|class_token$|query$")
     assert spared == {name for name in groups if to_spare.search(name)}
     assert all(model.get_parameter(name).ndim >= 2 for name in decayed)
 
