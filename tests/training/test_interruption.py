@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_a_real_process_killed_at_random_moments(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a shell's background job, which the tests may be, has its children ignore Ctrl-C
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         begun = folder / "recipe.yaml"  # before the first epoch there is nothing else to wait for
         while process.poll() is None and not (begun.is_file() and epochs_done(folder) >= epoch):
