@@ -197,10 +197,10 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
             model, split, preprocessing, batch_size=values.batch_size, mirror=values.mirror, device=device,
             workers=values.workers, on_batch=lambda count: bar.advance(task, count),
         )  # fmt: skip
-    _print_evaluation(console, result, f"{values.model} on {data.name}, {values.split}")
-    out = (
-        values.out or Path("evaluations") / f"{Path(values.model).name}-{data.name.replace('/', '_').replace(':', '_')}"
-    )
+    title = f"{values.model} on {data.name}, {values.split}" + (", mirrored too" if values.mirror else "")
+    _print_evaluation(console, result, title)
+    name = f"{Path(values.model).name}-{data.name.replace('/', '_').replace(':', '_')}"
+    out = values.out or Path("evaluations") / (name + ("-mirrored" if values.mirror else ""))
     origin = {
         "model": str(values.model), "data": data.name, "split": values.split, "size": list(preprocessing.size),
         "mirror": values.mirror,
