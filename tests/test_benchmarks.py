@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
 sys.path.insert(0, str(BENCHMARKS))
 
+import ablations  # noqa: E402
 import accuracy  # noqa: E402
 import run_all  # noqa: E402
 
@@ -32,6 +33,13 @@ def test_the_speed_tables_are_the_stored_results() -> None:
 def test_the_accuracy_table_is_the_stored_results() -> None:
     stored = json.loads((run_all.RESULTS / "accuracy.json").read_text())
     assert between(accuracy.BEGIN, accuracy.END) == accuracy.table(stored)
+
+
+def test_the_ablation_tables_are_the_stored_results() -> None:
+    stored = json.loads((run_all.RESULTS / "ablations.json").read_text())
+    assert stored
+    tables = [ablations.table(name, lines) for name, lines in stored.items()]
+    assert between(ablations.BEGIN, ablations.END) == "\n\n".join(tables)
 
 
 def test_a_row_says_whether_its_aim_is_met() -> None:

@@ -1,0 +1,130 @@
+"""What each setting of a recipe is worth: trainings that differ from it in one thing, judged on a validation split.
+
+    python benchmarks/ablations.py --root DATA [--epochs 5] [--only "cutout of 8 pixels" …] [--seeds 1] [--out DIR]
+
+Trains with `patchconvnet train` on the first 40,000 training pictures; the last epoch's accuracy on the other 10,000
+counts, the test set plays no part. Goes on where it was interrupted, and rewrites the table between the page's
+`<!-- ablations … -->` marks from docs/benchmarks/ablations.json, where lines that are not run keep what they have.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from run_all import DOCS, RESULTS, write_text
+
+from patchconvnet import PatchConvNet
+from patchconvnet.models.cost import multiply_accumulates
+
+UNCHANGED = "the recipe"
+CHANGES: dict[str, list[str]] = {
+    UNCHANGED: [],
+    "pictures of 32 pixels from the first epoch": ["--progressive.start", "1"],
+    "first convolution trained like the others, not whitening": ["--model.whiten", "false"],
+    "strided stem of the paper": ["--model.options", '{"stem": "strided"}', "--model.whiten", "false"],
+    "the paper's blocks, dense 3×3": ["--model.options", '{"block": "paper"}'],
+    "the paper's blocks, depthwise 3×3": ["--model.options", '{"block": "paper", "conv": "depthwise"}'],
+    "layer norm": ["--model.options", '{"norm": "layer"}'],
+    "batch norm in the head": ["--model.options", '{"pooling_norm": "batch"}'],
+    "the example's head": ["--model.options", '{"pooling": "keras"}'],
+    "AdamW at 0.004": ["--optimization.optimizer", "adamw", "--optimization.learning_rate", "0.004",
+                       "--optimization.fallback_learning_rate", "null"],
+    "Muon at 0.01": ["--optimization.learning_rate", "0.01"],
+    "Muon at 0.04": ["--optimization.learning_rate", "0.04"],
+    "momentum 0.6": ["--optimization.momentum", "0.6"],
+    "momentum 0.95": ["--optimization.momentum", "0.95"],
+    "weight decay 0.5": ["--optimization.weight_decay", "0.5"],
+    "half a cosine": ["--optimization.schedule", "cosine"],
+    "warm-up 0.1": ["--optimization.warmup", "0.1"],
+    "no label smoothing": ["--optimization.label_smoothing", "0"],
+    "average of the weights, 0.99 a step": ["--optimization.ema_decay", "0.99"],
+    "stochastic depth 0.1": ["--model.options", '{"drop_path_rate": 0.1}'],
+    "cutout of 8 pixels": ["--augmentation.cutout", "8"],
+    "flips by coin": ["--augmentation.flip", "random"],
+    "no flips": ["--augmentation.flip", "none"],
+    "moves by up to 4 pixels": ["--augmentation.random_crop_padding", "4"],
+    "no moves": ["--augmentation.random_crop_padding", "0"],
+    "brightness, contrast, saturation ± 20 %": ["--augmentation.color_jitter", "0.2"],
+    "Mixup 0.2": ["--augmentation.mixup", "0.2"],
+    "batch 250": ["--batch_size", "250"],
+}  # fmt: skip
+BEGIN, END = "<!-- ablations: made by benchmarks/ablations.py -->", "<!-- end of ablations -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to; without it the table is made again")
+    parser.add_argument("--recipe", default="cifar10_10min")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    a = parser.parse_args()
+    kept = RESULTS / "ablations.json"
+    tables = json.loads(kept.read_text()) if kept.is_file() else {}
+    lines = tables.setdefault(f"{a.recipe}, {a.epochs} epochs", {})
+    for seed in range(a.seeds if a.root else 0):  # seed by seed, so that an interrupted comparison is still a fair one
+        for change in a.only:
+            run = a.out / f"{a.recipe}-{a.epochs}-{_file_name(change)}-{seed}"
+            line = lines.setdefault(change, {"top1": {}})
+            line |= train(a.recipe, CHANGES[change], seed, a.root, a.epochs, run)
+            line["top1"][str(seed)] = last_validation(run)
+            write_text(kept, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
+            print(f"{change}, seed {seed}: {line['top1'][str(seed)]:.2%}", flush=True)
+    page = DOCS / "benchmarks.md"
+    text = page.read_text()
+    made = "\n\n".join(table(name, lines) for name, lines in tables.items() if lines)
+    write_text(page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{made}\n\n{END}{text.split(END)[1]}")
+    print(made)
+
+
+def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run: Path) -> dict[str, float]:
+    """Trains, or goes on with, one line of the table; gives its network's size and cost."""
+    command = [
+        sys.executable, "-m", "patchconvnet", "train", "--recipe", recipe, "--data.root", root,
+        "--data.validation", "10000", "--epochs", str(epochs), "--seed", str(seed), "--monitor.every", "0", *change,
+        "--out", str(run), "--resume", "auto",
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    model = PatchConvNet.from_pretrained(run / "best")
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_accumulates": multiply_accumulates(model, 32, 32).ours,
+    }
+
+
+def last_validation(run: Path) -> float:
+    """Validation top-1 of the last epoch."""
+    with (run / "metrics.csv").open() as file:
+        return float(list(csv.DictReader(file))[-1]["val_top1"])
+
+
+def table(name: str, lines: dict[str, dict]) -> str:
+    """The recipe first, then its changes, the best of them first."""
+    mean = {change: statistics.mean(line["top1"].values()) for change, line in lines.items()}
+    rows = [
+        f"| {name} | validation top-1 | against it | seeds | million operations a picture |",
+        "|---|---|---|---|---|",
+    ]
+    for change in sorted(lines, key=lambda change: (change != UNCHANGED, -mean[change])):
+        line = lines[change]
+        against = f"{100 * (mean[change] - mean[UNCHANGED]):+.2f}" if UNCHANGED in mean and change != UNCHANGED else ""
+        operations = 2 * line["multiply_accumulates"] / 1e6
+        rows.append(f"| {change} | {mean[change]:.2%} | {against} | {len(line['top1'])} | {operations:.0f} |")
+    return "\n".join(rows)
+
+
+def _file_name(change: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", change.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()
