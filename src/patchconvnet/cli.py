@@ -1,7 +1,9 @@
 """The command line: one command for each thing people do. It parses, calls and prints; the work is elsewhere."""
 
 import argparse
+import difflib
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -10,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -24,13 +26,47 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """jsonargparse's help, with the examples of a description on lines of their own."""
 
 
+# what it calls types and options, and what people type
+_JSONARGPARSE_SAYS = [
+    (r'Parser key "(.+?)":\s+Expected an? ', r"--\1: expected "),
+    (
+        r'Parser key "(.+?)":\s+Does not validate[^[]+\[(.+)\]\n(?s:.)*Given value: (.*)',
+        r"--\1: expected one of \2, not \3",
+    ),
+    (r"\bNoneType\b", "null"),
+    (r"<class '(.+?)'>", r"\1"),
+    (r"typing\.Literal\[(.+?)\]", r"one of \1"),
+    (r"\. Got value: (.*)", r", not \1"),
+    (r"unrecognized arguments: (?=-)", r"unknown option "),
+    (r"Subcommand '.+?' does not accept option '(.+?)'", r"unknown option --\1"),
+]
+
+
+class CommandLine(ArgumentParser):
+    """jsonargparse's parser, whose answer to a mistake is a sentence and not a list of all options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        known = [option for action in parser._actions for option in action.option_strings]
+        for command in COMMANDS:
+            if f"{command}." in message:  # "explain.pictures" is what is missing
+                message, program = message.replace(f"{command}.", ""), f"{program} {command}"
+        for theirs, ours in _JSONARGPARSE_SAYS:
+            message = re.sub(theirs, ours, message)
+        typed = re.search(r"unknown option (\S+)|COMMAND: invalid choice: '(.+?)'", message)
+        close = difflib.get_close_matches(typed[1] or typed[2], [*known, *COMMANDS], n=1) if typed else []
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"{message.rstrip('.')}.{meant} What there is: {program} --help") from ex
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     _quieten()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:
         arguments = ["train", *_recipe_first(arguments[1:])]
-    parser = ArgumentParser(
+    parser = CommandLine(
         prog="patchconvnet", formatter_class=HelpFormatter, description=DESCRIPTION, version=__version__
     )
     subcommands = parser.add_subcommands(required=False, metavar="COMMAND")
@@ -83,6 +119,7 @@ def _train_parser() -> ArgumentParser:
     from patchconvnet.training.recipe import recipe_parser
 
     parser = recipe_parser(
+        CommandLine,
         formatter_class=HelpFormatter,
         description="Train a network. Start from a recipe and change any field of it:\n\n"
         "  patchconvnet train --recipe digits\n"
@@ -157,7 +194,7 @@ def _is_first_process() -> bool:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = CommandLine(
         formatter_class=HelpFormatter,
         description="Measure a model on labelled pictures: loss, top-1, top-5, calibration, per class, confusion.\n\n"
         "  patchconvnet evaluate --model runs/quick/best --data cifar10\n"
@@ -244,7 +281,7 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
 
 
 def _explain_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = CommandLine(
         formatter_class=HelpFormatter,
         description="See what a model says about pictures and which patches made it say so.\n\n"
         "  patchconvnet explain cat.jpg\n"
@@ -334,7 +371,7 @@ def _unique_stems(paths: list[Path]) -> list[str]:
 def _audit_parser() -> ArgumentParser:
     from patchconvnet.explain.audit_settings import AuditSettings
 
-    parser = ArgumentParser(
+    parser = CommandLine(
         formatter_class=HelpFormatter,
         description="How faithful are a model's maps? Measure them beside the usual methods, on a whole data set.\n\n"
         "  patchconvnet audit --model cifar10 --data cifar10 --limit 200 --out trust\n"
@@ -372,7 +409,7 @@ def _audit(parser: ArgumentParser, values: Namespace) -> int:
 
 
 def _models_parser() -> ArgumentParser:
-    return ArgumentParser(description="List the variants: parameters, operations, input size, published weights.")
+    return CommandLine(description="List the variants: parameters, operations, input size, published weights.")
 
 
 def _models(parser: ArgumentParser, values: Namespace) -> int:

@@ -238,9 +238,9 @@ class Recipe:
         return _differences(self, other, "")
 
 
-def recipe_parser(**options: Any) -> ArgumentParser:
+def recipe_parser(kind: type[ArgumentParser] = ArgumentParser, **options: Any) -> ArgumentParser:
     """A command line of a recipe's fields, and `--recipe`, a file or shipped recipe that sets many at once."""
-    parser = ArgumentParser(**options)
+    parser = kind(**options)
     parser.add_argument("--recipe", action=_RecipeFile, help="a YAML file, or one of: " + ", ".join(shipped_recipes()))
     parser.add_class_arguments(Recipe)
     return parser
