@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from run_all import DOCS, RESULTS, write_text
 
@@ -37,9 +38,10 @@ CHANGES: dict[str, list[str]] = {
                        "--optimization.fallback_learning_rate", "null"],
     "Muon at 0.01": ["--optimization.learning_rate", "0.01"],
     "Muon at 0.04": ["--optimization.learning_rate", "0.04"],
-    "momentum 0.6": ["--optimization.momentum", "0.6"],
-    "momentum 0.95": ["--optimization.momentum", "0.95"],
-    "weight decay 0.5": ["--optimization.weight_decay", "0.5"],
+    "momentum 0.3": ["--optimization.momentum", "0.3"],
+    "momentum 0.9": ["--optimization.momentum", "0.9"],
+    "weight decay 0.02": ["--optimization.weight_decay", "0.02"],
+    "weight decay 2": ["--optimization.weight_decay", "2"],
     "half a cosine": ["--optimization.schedule", "cosine"],
     "warm-up 0.1": ["--optimization.warmup", "0.1"],
     "no label smoothing": ["--optimization.label_smoothing", "0"],
@@ -79,9 +81,8 @@ def main() -> None:
             print(f"{change}, seed {seed}: {line['top1'][str(seed)]:.2%}", flush=True)
     page = DOCS / "benchmarks.md"
     text = page.read_text()
-    made = "\n\n".join(table(name, lines) for name, lines in tables.items() if lines)
-    write_text(page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{made}\n\n{END}{text.split(END)[1]}")
-    print(made)
+    write_text(page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{made(tables)}\n\n{END}{text.split(END)[1]}")
+    print(made(tables))
 
 
 def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run: Path) -> dict[str, float]:
@@ -107,7 +108,12 @@ def last_validation(run: Path) -> float:
         return float(list(csv.DictReader(file))[-1]["val_top1"])
 
 
-def table(name: str, lines: dict[str, dict]) -> str:
+def made(tables: dict[str, dict[str, Any]]) -> str:
+    """What stands between the page's marks."""
+    return "\n\n".join(table(name, lines) for name, lines in tables.items() if lines) or "(not run yet)"
+
+
+def table(name: str, lines: dict[str, Any]) -> str:
     """The recipe first, then its changes, the best of them first."""
     mean = {change: statistics.mean(line["top1"].values()) for change, line in lines.items()}
     rows = [
