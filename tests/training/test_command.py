@@ -83,9 +83,19 @@ def test_a_mistake_is_one_sentence(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("words", [["--epochs", "many"], ["--learning_rate", "1"], ["--recipe"], ["--resume", "maybe"]])
-def test_what_is_no_option_is_refused_with_the_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main(["train", *words])
-    assert exit.value.code == 2
-    assert words[0].strip("-") in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--epochs", "many"], "--epochs: expected int, not many. What there is: patchconvnet train --help"),
+        (["--optimization.momentm", "1"], "unknown option --optimization.momentm 1. Did you mean "),
+        (["--recipe"], "argument --recipe: expected one argument"),
+        (["--resume", "maybe"], "argument --resume: invalid choice: 'maybe'"),
+    ],
+)
+def test_what_is_no_option_is_refused_in_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"patchconvnet: {said}")
+    assert printed.count("\n") == 1
