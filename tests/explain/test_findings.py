@@ -1,5 +1,7 @@
 """What a report says follows from the figures, in both directions, and its statistics are the textbook's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,18 @@ def test_lower_is_better_where_it_is(noise):
         }
     )
     assert s.best(COLUMN["sanity_rank_correlation"]) == ["gradcam"]
+
+
+def test_a_method_without_most_values_is_not_the_best():
+    scarce = replace(figure(np.array([0.001, 0.002])), count=12, missing=10)
+    s = summary(
+        {
+            ("layercam", "sanity_similarity"): scarce,
+            ("evidence", "sanity_similarity"): figure(np.full(12, 0.05) + np.arange(12) / 1000),
+            ("rise", "sanity_similarity"): figure(np.full(12, 0.4) + np.arange(12) / 10),
+        }
+    )
+    assert s.best(COLUMN["sanity_similarity"]) == ["evidence"]
 
 
 @pytest.mark.parametrize(

@@ -226,8 +226,9 @@ class Summary:
         if not common:
             return column.gain(a.mean) - column.gain(b.mean), float(np.hypot(a.error, b.error))
         if column.better == "near zero":  # the mean is what should be near zero, not each value
-            difference = abs(b.mean) - abs(a.mean)
-            gaps = np.array([a.values[key] - b.values[key] for key in common])
+            mine, theirs = ([figure.values[key] for key in common] for figure in (a, b))
+            difference = float(abs(np.mean(theirs)) - abs(np.mean(mine)))
+            gaps = np.subtract(mine, theirs)
         else:
             gaps = np.array([column.gain(a.values[key]) - column.gain(b.values[key]) for key in common])
             difference = float(gaps.mean())
@@ -236,9 +237,10 @@ class Summary:
     def best(self, column: Measure) -> list[str]:
         """The best method on a measure, and those that can't be told from it: within two standard errors.
 
-        Controls are not asked: they are what the others must beat.
+        Controls are not asked: they are what the others must beat. Nor is a method without a value for most pictures.
         """
-        named = [m.name for m in self.methods if m.kind != "control" and (m.name, column.name) in self.figures]
+        figures = {m.name: self.figures.get((m.name, column.name)) for m in self.methods if m.kind != "control"}
+        named = [name for name, figure in figures.items() if figure is not None and 2 * figure.missing <= figure.count]
         if not named:
             return []
         top = max(named, key=lambda name: column.gain(self.figures[name, column.name].mean))
