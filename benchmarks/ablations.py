@@ -10,7 +10,6 @@ counts, the test set plays no part. Goes on where it was interrupted, and rewrit
 import argparse
 import csv
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -92,7 +91,7 @@ def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run
         "--data.validation", "10000", "--epochs", str(epochs), "--seed", str(seed), "--monitor.every", "0", *change,
         "--out", str(run), "--resume", "auto",
     ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     model = PatchConvNet.from_pretrained(run / "best")

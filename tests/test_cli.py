@@ -143,6 +143,10 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             ("train", "--recipe", "digits", "--data.validation", "x"),
             "--data.validation: expected one of float, null, not x",
         ),
+        (
+            ("train", "--epochs", "models.train.x"),
+            "expected int, not models.train.x. What there is: patchconvnet train --h",
+        ),
         (("explain",), "required: pictures. What there is: patchconvnet explain --help"),
         (("explain", "{photo}", "--taget", "cat"), "Did you mean --target?"),
         (("trian",), "Did you mean train?"),

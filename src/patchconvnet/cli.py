@@ -49,9 +49,8 @@ class CommandLine(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         known = [option for action in parser._actions for option in action.option_strings]
-        for command in COMMANDS:
-            if f"{command}." in message:  # "explain.pictures" is what is missing
-                message, program = message.replace(f"{command}.", ""), f"{program} {command}"
+        if missing := re.match(r"the following arguments are required: (\w+)\.", message):  # explain.pictures
+            message, program = message.replace(f"{missing[1]}.", ""), f"{program} {missing[1]}"
         for theirs, ours in _JSONARGPARSE_SAYS:
             message = re.sub(theirs, ours, message)
         typed = re.search(r"unknown option (\S+)|COMMAND: invalid choice: '(.+?)'", message)
