@@ -250,6 +250,19 @@ def test_refused_in_words(tmp_path_factory: pytest.TempPathFactory) -> None:
             change(fused)
 
 
+@pytest.mark.slow
+def test_compiled_it_answers_the_same_and_an_export_is_refused() -> None:
+    fused = trained("patchconvnet_s60", depth=1, embed_dim=256).fuse()
+    if not any(getattr(module, "packed", False) for module in fused.modules()):
+        pytest.skip("this machine's PyTorch has no oneDNN layers")
+    torch.compiler.reset()
+    compiled = torch.compile(fused)
+    with torch.inference_mode():
+        close(compiled(picture()), fused(picture()))
+    with pytest.raises(UserError, match=r"can't be exported.*that `fuse\(\)` was called on"):
+        torch.export.export(fused, (picture(),))
+
+
 def test_no_parameter_of_a_fused_network_learns() -> None:
     fused = trained("patchconvnet_s60").fuse()
     assert not any(parameter.requires_grad for parameter in fused.parameters())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
+from patchconvnet.errors import UserError
 from patchconvnet.models.layers import BatchNorm, SqueezeExcite
 from patchconvnet.models.pooling import ClassAttention, ClassAttentionPooling, KerasPooling
 from patchconvnet.models.stem import ConvStem, PooledStem
@@ -149,6 +150,7 @@ class FusedLinear(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         if self.packed:
+            _leave_graph()
             kind, algorithm = ("none", "") if self.gelu is None else ("gelu", self.gelu)
             return torch.ops.mkldnn._linear_pointwise(patches, self.weight, self.bias, kind, [], algorithm)
         x = F.linear(patches, self.weight, self.bias)
@@ -166,12 +168,12 @@ class FusedConv(nn.Module):
         self.gelu = act.approximate if isinstance(act, nn.GELU) else None
         self.stride, self.groups = conv.stride, conv.groups
         self.padding = [int(side) for side in conv.padding]  # it could be a word, says its type
-        # depthwise with GELU in one costs more than one after another: 0.13 against 0.12 ms for a picture in the S60
-        self.onednn = self.groups == 1 and _has_onednn(self.weight)
+        self.onednn = _has_onednn(self.weight)
         self.laid_out: tuple[torch.Size | None, Tensor] = (None, self.weight)
 
     def forward(self, image: Tensor) -> Tensor:
         if self.onednn:
+            _leave_graph()
             kind, algorithm = ("none", "") if self.gelu is None else ("gelu", self.gelu)
             return torch.ops.mkldnn._convolution_pointwise(
                 image, self._weight_for(image.shape), self.bias, self.padding, self.stride, [1, 1], self.groups,
@@ -268,6 +270,15 @@ def _with_bias(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
     folded = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
     folded.weight, folded.bias = nn.Parameter(conv.weight * scale[:, None, None, None]), nn.Parameter(shift)
     return folded
+
+
+def _leave_graph() -> None:
+    """Weights laid out for oneDNN are opaque to graphs: torch.compile runs the layer outside, torch.export stops."""
+    if torch.compiler.is_compiling():
+        raise UserError(
+            "a fused network can't be exported, nor compiled as one graph: it calls oneDNN with weights laid out for "
+            "this CPU; export or compile the network that `fuse()` was called on"
+        )
 
 
 def _has_onednn(weight: Tensor) -> bool:

@@ -220,6 +220,8 @@ class PatchConvNet(AttentionClassifier):
     def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedPatchConvNet":
         """A copy for inference: the same answers, faster (`fusion` says how). This network stays as it is.
 
+        It is for calling as it is: on a CPU with oneDNN, torch.compile leaves its layers out and torch.export stops.
+
         Args:
             dtype: number format of stem and trunk. None keeps the weights' own, and answers are equal up to rounding
                 (float32: 1e-5); "auto" takes bfloat16 where the device computes in it, to about 1 %. Pooling
