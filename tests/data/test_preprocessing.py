@@ -167,21 +167,6 @@ def test_geometry_says_what_the_network_sees() -> None:
     assert letterbox.box == (0.0, -16.0, 64.0, 48.0)
 
 
-def test_geometry_places_a_map_over_the_picture() -> None:
-    checks = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    stretched = Preprocessing((32, 32)).geometry(10, 6).place(checks, mode="nearest")
-    assert torch.equal(stretched, checks.repeat_interleave(5, 0).repeat_interleave(3, 1))
-    cut = Preprocessing((32, 32), "crop").geometry(4, 8).place(checks[None], mode="nearest", outside=-1)
-    assert cut.tolist() == [[[-1, -1, 1, 1, 2, 2, -1, -1]] * 2 + [[-1, -1, 3, 3, 4, 4, -1, -1]] * 2]
-    boxed = Preprocessing((32, 32), "letterbox").geometry(4, 8).place(checks, mode="nearest")
-    assert boxed.tolist() == [[1] * 4 + [2] * 4] * 2 + [[3] * 4 + [4] * 4] * 2
-    # Smoothly, it agrees with the resize that everybody knows.
-    values = torch.rand(3, 7, 5)
-    placed = Preprocessing((64, 64)).geometry(40, 30).place(values)
-    expected = torch.nn.functional.interpolate(values[None], (40, 30), mode="bilinear")[0]
-    torch.testing.assert_close(placed, expected, rtol=0, atol=1e-5)
-
-
 def test_dict_round_trip_and_its_refusals() -> None:
     preprocessing = Preprocessing((48, 64), "crop", 0.9, "bicubic", True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     values = preprocessing.to_dict()

@@ -19,7 +19,9 @@ CHEAP = AttributionOptions(rise_masks=32, gradient_steps=8)
 
 def make(pooling: str = "additive", **options) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model("patchconvnet_micro", embed_dim=16, depth=1, num_classes=4, pooling=pooling, **options)
+    model = timm.create_model(
+        "patchconvnet_micro", pooling=pooling, **{"embed_dim": 16, "depth": 1, "num_classes": 4, **options}
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -50,6 +52,9 @@ def test_completeness_error():
     error = Attribution(values, grid, torch.tensor([[5.0, 1.0]])).completeness_error()
     torch.testing.assert_close(error, torch.tensor([[1 / 8, 1.0]]))
     assert Attribution(values, grid).completeness_error() is None
+    values[0, 0, 0, 0] = torch.nan
+    error = Attribution(values, grid, torch.tensor([[5.0, 0.0]])).completeness_error()
+    assert error.isnan().tolist() == [[True, False]]
 
 
 def test_uniform_and_broken_maps_say_nothing():
@@ -119,6 +124,17 @@ def test_the_lead_is_over_the_best_rival_of_each_patch(pooling, images):
     # each patch is led by one class at most
     all_leads = METHODS["lead"](model, images, torch.arange(4).expand(3, -1)).values
     assert ((all_leads > 0).sum(1) <= 1).all()
+
+
+def test_a_lead_among_many_classes_does_not_depend_on_the_other_pictures(images):
+    model = make("class_attention", layer_scale=1.0, num_classes=150)
+    with torch.no_grad():
+        ranked = model(images).argsort(1, descending=True)
+    classes = ranked[:, [0, 140]]  # of the second, no other picture may make a rival
+    together = METHODS["lead"](model, images, classes).values
+    for i in range(3):
+        alone = METHODS["lead"](model, images[i : i + 1], classes[i : i + 1]).values
+        torch.testing.assert_close(together[i], alone[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_without_maps_is_refused_in_words(images):

@@ -15,6 +15,7 @@ from patchconvnet import UserError
 from patchconvnet.data.splits import Pictures
 from patchconvnet.explain.audit import AuditSettings, audit
 from patchconvnet.explain.audit_run import choose_mosaics
+from patchconvnet.explain.audit_settings import MEASURES
 from patchconvnet.explain.baselines import METHODS
 from patchconvnet.explain.ledger import HEADER_FILE, RESULTS_FILE, Ledger
 from patchconvnet.explain.localisation import grid_pointing, mosaic
@@ -261,6 +262,12 @@ def test_uniform_maps_miss_everywhere(pictures, tmp_path):
     assert result.summary.figures["random", "energy"].mean == 1  # every pixel is the object's
     assert result.summary.says_nothing == {"attention": 1, "random": 0}
     assert "100.0% of the maps" in (tmp_path / "report.html").read_text()
+
+
+def test_the_help_names_every_method_and_measure():
+    text = " ".join(AuditSettings.__doc__.split())
+    assert f"of {', '.join(METHODS)};" in text
+    assert f"of {', '.join(MEASURES)};" in text
 
 
 def test_maps_of_the_label_can_be_asked_for(model, pictures, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from patchconvnet.explain.baselines import METHODS
 from patchconvnet.explain.findings import findings
 from patchconvnet.explain.report import csv_report, html_report
-from patchconvnet.explain.summary import COLUMNS, Figure, Summary
+from patchconvnet.explain.summary import COLUMNS, Figure, Summary, _of_maps
 
 COLUMN = {column.name: column for column in COLUMNS}
 
@@ -126,6 +126,21 @@ def test_lower_is_better_where_it_is(noise):
         }
     )
     assert s.best(COLUMN["sanity_rank_correlation"]) == ["gradcam"]
+    # |a| − |b| of means of opposite signs is their sum, whose noise adds up
+    gap, error = s.gap("gradcam", "evidence", COLUMN["sanity_rank_correlation"])
+    assert gap == pytest.approx(0.4 - 2 * noise.mean())
+    assert error == pytest.approx(2 * noise.std(ddof=1) / np.sqrt(50))
+
+
+def test_what_few_pictures_say_of_all_together_is_not_sure():
+    histograms = np.zeros((2, 2, 11))
+    histograms[0, 0, -1] = histograms[:, 1, 0] = 5  # only the first has an object, and the map finds it
+    records = [{"picture": i, "pixels": histograms[i].tolist(), "boxes": [90, 80, 20]} for i in range(2)]
+    figures = _of_maps(records[:1])
+    assert figures["pixel_average_precision"].error == figures["max_box_accuracy"].error == np.inf
+    both = _of_maps(records)["pixel_average_precision"]  # half of the resamples have no pixel of an object
+    assert (both.mean, both.error) == (1.0, 0.0)
+    assert "pixel_average_precision" not in _of_maps(records[1:])
 
 
 def test_a_method_without_most_values_is_not_the_best():

@@ -87,7 +87,7 @@ def test_planted_square_is_where_it_was(resize, picture, padding, at):
     assert np.asarray(image)[row, column, 0] == 255
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("padding", ["symmetric", "same", "pooled"])
 @pytest.mark.parametrize("size", [(50, 71), (49, 65), (100, 100)])
 def test_sizes_that_are_no_multiple_of_a_patch(size, padding):
     preprocessing = Preprocessing(size)
@@ -167,6 +167,25 @@ def test_patch_centres_are_the_centres_of_receptive_fields(padding, stem, length
             assert grid.first[1] + i * grid.step[1] == pytest.approx((seen.min() + seen.max() + 1).item() / 2)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("length", [48, 49, 50, 63])
+def test_patch_centres_of_pooled_stems(stride, length):
+    """A pool hands the gradient to one of its pixels, so over pictures: the first and the last pixel ever seen."""
+    model = timm.create_model("patchconvnet_micro", embed_dim=16, depth=1, stem_stride=stride).eval()
+    seen: dict[int, list[int]] = {}
+    for seed in range(30):
+        pixels = torch.rand(1, 3, length, length, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        patches = model.stem(pixels)
+        for i in range(1, patches.shape[1] - 2):
+            gradient = torch.autograd.grad(patches[0, i, i].sum(), pixels, retain_graph=True)[0][0].sum(0)
+            seen.setdefault(i, []).extend(gradient.abs().sum(0).nonzero().flatten().tolist())
+    grid = patch_grid(model, (length, length), (patches.shape[1], patches.shape[2]))
+    whole = {i: at for i, at in seen.items() if min(at) > 0 and max(at) < length - 1}
+    assert whole
+    for i, at in whole.items():
+        assert grid.first[1] + i * grid.step[1] == (min(at) + max(at) + 1) / 2
+
+
 def test_foreign_networks_have_patches_side_by_side():
     assert patch_grid(nn.Identity(), (32, 48), (4, 6)) == Grid((4, 6), (8.0, 8.0), (4.0, 4.0))
 
@@ -180,6 +199,19 @@ def test_placing_is_torch_interpolation_for_patches_side_by_side():
     theirs = nn.functional.interpolate(torch.from_numpy(values)[None, None], (36, 52), mode="nearest-exact")[0, 0]
     geometry = Preprocessing((12, 16)).geometry(36, 52)
     np.testing.assert_array_equal(place(values, grid, geometry, smoothing="nearest"), theirs)
+
+
+def test_placing_on_whole_cut_and_boxed_pictures():
+    checks, grid = np.array([[1.0, 2.0], [3.0, 4.0]]), Grid((2, 2), (16.0, 16.0), (8.0, 8.0))
+
+    def placed(resize, picture, **options):
+        geometry = Preprocessing((32, 32), resize).geometry(*picture)
+        return place(checks, grid, geometry, smoothing="nearest", **options)
+
+    np.testing.assert_array_equal(placed("stretch", (10, 6)), checks.repeat(5, 0).repeat(3, 1))
+    cut = [[[-1, -1, 1, 1, 2, 2, -1, -1]] * 2, [[-1, -1, 3, 3, 4, 4, -1, -1]] * 2]
+    np.testing.assert_array_equal(placed("crop", (4, 8), outside=-1), [*cut[0], *cut[1]])
+    np.testing.assert_array_equal(placed("letterbox", (4, 8)), checks.repeat(2, 0).repeat(4, 1))
 
 
 def test_resampling_to_the_same_grid_changes_nothing():

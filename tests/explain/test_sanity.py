@@ -24,6 +24,9 @@ def model() -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in network.named_buffers():  # as after a training
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer))
     return network.eval()
 
 
@@ -78,10 +81,14 @@ def test_randomisation_goes_from_head_to_stem_and_leaves_the_model_alone(model):
     for name, network in randomisations(model):
         levels.append(name)
         touched = tuple(levels)
-        for key, value in network.named_parameters():
+        for key, value in network.state_dict().items():
+            if key.endswith("num_batches_tracked"):
+                continue
             changed = not torch.equal(value, before[key])
             assert changed == key.startswith(touched), (name, key)
-            if changed and value.numel() > 200:
+            if key.endswith("running_var"):
+                assert value.min() > 0
+            elif changed and value.numel() > 200:
                 assert value.std().item() == pytest.approx(before[key].std().item(), rel=0.25)
     assert levels == ["head", "pooling", "trunk.1", "trunk.0", "stem"]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

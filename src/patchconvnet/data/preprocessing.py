@@ -233,27 +233,6 @@ class Geometry:
         bottom, right = top + self.size[0], left + self.size[1]
         return (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
 
-    def place(self, values: Tensor, *, mode: str = "bilinear", outside: float = 0.0) -> Tensor:
-        """A map over the network input → the same map over the picture.
-
-        Args:
-            values: (..., h, w) float, one value a patch, for any grid.
-            mode: "nearest", "bilinear" or "bicubic", as in `torch.nn.functional.grid_sample`.
-            outside: value of the picture's pixels that the network does not see.
-
-        Returns:
-            (..., H, W) of `values`' dtype, at the picture's own resolution.
-        """
-        left, top, right, bottom = self.box
-        height, width = self.picture
-        rows = ((torch.arange(height, dtype=values.dtype, device=values.device) + 0.5) - top) / (bottom - top)
-        columns = ((torch.arange(width, dtype=values.dtype, device=values.device) + 0.5) - left) / (right - left)
-        y, x = torch.meshgrid(rows * 2 - 1, columns * 2 - 1, indexing="ij")
-        maps = values.reshape(1, -1, *values.shape[-2:])
-        placed = F.grid_sample(maps, torch.stack((x, y), -1)[None], mode, "border", align_corners=False)
-        placed = placed.masked_fill((x.abs() > 1) | (y.abs() > 1), outside)
-        return placed.view(*values.shape[:-2], height, width)
-
 
 def read_picture(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """Read a picture file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.

@@ -15,6 +15,8 @@ from patchconvnet.errors import UserError
 from patchconvnet.explain.evidence import look
 from patchconvnet.explain.placement import Grid, patch_grid
 
+MOST_RIVALS = 100  # classes that compete in a lead, the picture's likeliest; each may cost a backward pass of the head
+
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
@@ -42,14 +44,15 @@ class Attribution:
         """(B, T): how far the values miss the sum they claim, |Σ values − total| / Σ |values|; None without a claim.
 
         "Completeness" is the axiom of Sundararajan et al. 2017, arXiv 1703.01365, section 3. Divided by what the map
-        shows in all, 0.01 means: one percent of it is unaccounted for. A map of zeros that claims something has 1.
+        shows in all, 0.01 means: one percent of it is unaccounted for. A map of zeros that claims something has 1, one
+        that is not finite NaN.
         """
         if self.total is None:
             return None
         values = self.values.double()
         missed = (values.sum((-2, -1)) - self.total).abs()
         shown = values.abs().sum((-2, -1))
-        return torch.where(shown > 0, missed / shown, (missed > 0).double()).float()
+        return torch.where(shown == 0, (missed > 0).double(), missed / shown).float()
 
     def _weights(self, axis: int, length: int) -> Tensor:
         """(length, cells): what each pixel takes of each cell."""
@@ -149,26 +152,27 @@ def _attention(model: nn.Module, images: Tensor, classes: Tensor, _: Attribution
 def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
     with torch.no_grad():
         seen = look(model, images, tuple(classes.unique().tolist()), top=1)
-    rows = (seen.classes[:, None, :] == classes[:, :, None]).int().argmax(-1)  # (B, T)
-    h, w = seen.evidence.shape[-2:]
-    values = seen.evidence.gather(1, rows[..., None, None].expand(-1, -1, h, w))
+    values = seen.evidence_of(classes)
     total = seen.logits.gather(1, classes) - seen.bias[classes]
-    return Attribution(values, patch_grid(model, _size(images), (h, w)), total)
+    return Attribution(values, patch_grid(model, _size(images), _size(values)), total)
 
 
 def _lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
     with torch.no_grad():
-        seen = look(model, images, tuple(classes.unique().tolist()))
-    h, w = seen.evidence.shape[-2:]
+        seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
+    # what other pictures of the batch were asked about has evidence too, but is no rival here
+    likeliest = seen.logits.topk(min(MOST_RIVALS, seen.logits.shape[1]), 1).indices  # (B, R)
+    rival = (seen.classes[:, :, None] == likeliest[:, None]).any(2)  # (B, K')
     maps = []
     for k in classes.unbind(1):
-        own = seen.classes == k[:, None]  # (B, K'), one true in each row
-        rivals = seen.evidence.masked_fill(own[..., None, None], -torch.inf).amax(1)
-        maps.append(seen.evidence[own] - rivals)
-    return Attribution(torch.stack(maps, 1), patch_grid(model, _size(images), (h, w)))
+        others = rival & (seen.classes != k[:, None])
+        best = seen.evidence.masked_fill(~others[..., None, None], -torch.inf).amax(1)
+        maps.append(seen.evidence_of(k[:, None])[:, 0] - best)
+    return Attribution(torch.stack(maps, 1), patch_grid(model, _size(images), _size(seen.evidence)))
 
 
 def _size(images: Tensor) -> tuple[int, int]:
+    """Height and width of images or maps."""
     return images.shape[-2], images.shape[-1]
 
 
@@ -184,8 +188,9 @@ OURS = (
     Method(
         "lead",
         "Evidence lead",
-        "by how much each patch speaks more for the class than for any other: evidence less that of the best rival "
-        "there, after the competition between classes of Gupta and Arora 2019, arXiv 1905.12152",
+        "by how much each patch speaks more for the class than for any other (of many, the likeliest hundred): "
+        "evidence less that of the best rival there, after the competition between classes of Gupta and Arora 2019, "
+        "arXiv 1905.12152",
         "ours",
         _lead,
         signed=True,

@@ -19,8 +19,10 @@ class AuditSettings:
     """What an audit measures, and how much of it.
 
     Args:
-        methods: by name, see `baselines.METHODS`; all by default.
-        measures: by name, see `MEASURES`; by default all that the data allows.
+        methods: of evidence, lead, attention, gradcam, gradcam++, layercam, gradcam_lead, integrated_gradients, rise,
+            edges, centre, random, random_pixels; all by default.
+        measures: of deletion, insertion, road, completeness, grid_pointing_2, grid_pointing_3, pointing, energy, boxes,
+            pixels, sanity, stability; by default all that the data allows.
         limit: pictures to explain, drawn at random; all by default.
         target: the class that maps are asked for: the "predicted" one, or the picture's "label".
         steps: parts that deletion and insertion divide a picture into.

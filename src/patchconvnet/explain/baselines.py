@@ -16,13 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.explain.attribution import OURS, Attribution, AttributionOptions, Method, frozen
+from patchconvnet.explain.attribution import MOST_RIVALS, OURS, Attribution, AttributionOptions, Method, frozen
 from patchconvnet.explain.placement import Grid, patch_grid
 
 RISE_CELLS = 7  # a side of its masks before they are enlarged, and the share of cells that are kept: as in the paper
 RISE_KEPT = 0.5
-
-MOST_RIVALS = 100  # classes that compete in Grad-CAM's lead, the likeliest; each costs a backward pass of the head
 
 
 # Controls

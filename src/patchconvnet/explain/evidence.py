@@ -42,6 +42,11 @@ class Look(NamedTuple):
     bias: Tensor
     exact: bool
 
+    def evidence_of(self, classes: Tensor) -> Tensor:
+        """(B, T, h, w): the evidence for classes (B, T), all of which have some."""
+        rows = (self.classes[:, None, :] == classes[:, :, None]).int().argmax(-1)
+        return self.evidence.gather(1, rows[..., None, None].expand(-1, -1, *self.evidence.shape[2:]))
+
 
 def look(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: int = 5) -> Look:
     """Logits, attention and evidence from one pass through the trunk.

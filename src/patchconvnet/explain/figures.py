@@ -131,7 +131,7 @@ def explanation_figure(explanation: "Explanation", *, evidence: int = 3) -> Figu
 def _headline(sheet: _Sheet, explanation: "Explanation") -> None:
     best = explanation.predicted
     sheet.text(MARGIN, MARGIN - 0.08, f"{_short(best.name, 40)}  {best.probability:.1%}", TITLE, weight="bold")
-    h, w = (side // max(explanation.refine, 1) for side in explanation.grid.shape)
+    h, w = (-(-side // max(explanation.refine, 1)) for side in explanation.grid.shape)  # half a patch is one
     picture = explanation.picture
     details = f"{_short(explanation.name, 40)}  ·  {picture.width} × {picture.height} pixels  ·  {w} × {h} patches"
     if explanation.refine:

@@ -468,7 +468,7 @@ def _refined(
             for flipped in (False, True):
                 seen = look(model, shifted.flip(-1) if flipped else shifted, asked, top=0)
                 at = grid.mirrored(width) if flipped else grid
-                both = torch.cat([seen.attention, _pick(seen, plain.classes)], 1)
+                both = torch.cat([seen.attention, seen.evidence_of(plain.classes)], 1)
                 values = _numpy(both.flip(-1) if flipped else both)
                 # each patch's share goes to refine² finer ones, and there are 2·refine² passes
                 maps = maps + resample(values, at.moved(down, right), fine) / (2 * refine**4)
@@ -476,12 +476,6 @@ def _refined(
     # interpolation changes sums a little at the borders; attention keeps the plain pass's, so that it is a share still
     attention *= _numpy(plain.attention).sum((2, 3), keepdims=True) / attention.sum((2, 3), keepdims=True)
     return fine, attention, evidence
-
-
-def _pick(seen: Look, classes: Tensor) -> Tensor:
-    """The evidence for each image's own classes, of a look that has more."""
-    rows = (seen.classes[:, None, :] == classes[:, :, None]).int().argmax(-1)  # (B, K')
-    return seen.evidence.gather(1, rows[..., None, None].expand(-1, -1, *seen.evidence.shape[2:]))
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from patchconvnet.data.preprocessing import Geometry
-from patchconvnet.models.stem import ConvStem
+from patchconvnet.models.stem import ConvStem, PooledStem
 
 Smoothing = Literal["bilinear", "nearest"]
 
@@ -46,7 +46,7 @@ def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) 
     the receptive fields), not at the middles of 16×16 squares: half a patch away. Training does not undo that: with
     patches of 4 pixels, the maps of CIFAR-10 pictures and of their mirror images agree best (correlation 0.90) when
     centres are taken at 0.5 of the 4 pixels, as computed here, and less (0.85) at their middle. TensorFlow's padding
-    shifts them the other way.
+    shifts them the other way, and max pools look at the middle of what they pool.
 
     Args:
         model: the network; its stem, if it has ours, says where the receptive fields lie, and a timm backbone knows its
@@ -58,6 +58,9 @@ def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) 
     if isinstance(stem, ConvStem):
         step = float(stem.patch_size)
         return Grid(shape, (step, step), (_first_centre(stem, size[0]), _first_centre(stem, size[1])))
+    if isinstance(stem, PooledStem):  # centres of the first convolution's fields lie at 0.5, `stride` apart
+        step, first = float(stem.patch_size), 0.5 + (stem.patch_size - stem.stride) / 2
+        return Grid(shape, (step, step), (first, first))
     first = getattr(model, "first_centre", None)
     if first is not None:
         step = float(model.patch_size)  # type: ignore[arg-type]

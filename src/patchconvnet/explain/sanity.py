@@ -65,9 +65,10 @@ def cascade(
 def randomisations(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, nn.Module]]:
     """The network with its last part random, then the last two, and so on down to the stem; (name, network) each.
 
-    Every parameter tensor is drawn anew from a normal distribution of its own mean and standard deviation: what was
-    learned is gone, and activations keep their size. At most `MOST_LEVELS` parts: deep networks several blocks at once.
-    The network given out is one and the same copy, changed on; use it before asking for the next.
+    Every parameter tensor is drawn anew from a normal distribution of its own mean and standard deviation, and the
+    running statistics of batch norms are dealt out to other channels: what was learned is gone, and sizes stay. At most
+    `MOST_LEVELS` parts: deep networks several blocks at once. The network given out is one and the same copy, changed
+    on; use it before asking for the next.
     """
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -82,6 +83,12 @@ def randomisations(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, nn.Mo
                 noise = torch.randn(values.shape, generator=generator).to(values)
                 with torch.no_grad():
                     parameter.copy_(noise * spread + values.float().mean())
+            for norm in part.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+                    assert norm.running_var is not None
+                    order = torch.randperm(norm.num_features, generator=generator).to(norm.running_mean.device)
+                    norm.running_mean.copy_(norm.running_mean[order])
+                    norm.running_var.copy_(norm.running_var[order])
         yield (group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}"), network
 
 

@@ -94,8 +94,9 @@ COLUMNS = (
         "pointing",
         "Pointing",
         "high",
-        "Share of pictures whose map has its largest value on the object. Chance is the object's share of the picture, "
-        "more for a guess at the centre (Zhang et al. 2016).",
+        "Share of pictures whose map has its largest value on the object. For noise by pixels that is the object's "
+        "share of the picture; noise by patches has less, since patches at the border keep their largest values whole, "
+        "and a guess at the centre more (Zhang et al. 2016).",
         "pointing",
     ),
     Measure(
@@ -226,13 +227,11 @@ class Summary:
         if not common:
             return column.gain(a.mean) - column.gain(b.mean), float(np.hypot(a.error, b.error))
         if column.better == "near zero":  # the mean is what should be near zero, not each value
-            mine, theirs = ([figure.values[key] for key in common] for figure in (a, b))
-            difference = float(abs(np.mean(theirs)) - abs(np.mean(mine)))
-            gaps = np.subtract(mine, theirs)
+            mine, theirs = (np.array([figure.values[key] for key in common]) for figure in (a, b))
+            gaps = np.sign(theirs.mean()) * theirs - np.sign(mine.mean()) * mine
         else:
             gaps = np.array([column.gain(a.values[key]) - column.gain(b.values[key]) for key in common])
-            difference = float(gaps.mean())
-        return difference, float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("inf")
+        return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("inf")
 
     def best(self, column: Measure) -> list[str]:
         """The best method on a measure, and those that can't be told from it: within two standard errors.
@@ -310,7 +309,10 @@ def _of_maps(records: list[Record]) -> dict[str, Figure]:
         if records and name in records[0]:
             figures[name] = _figure({record["picture"]: record[name] for record in records})
     if {"deletion", "insertion"} <= set(figures):
-        values = {record["picture"]: record["insertion"] - record["deletion"] for record in records}
+        values = {
+            r["picture"]: None if None in (r["insertion"], r["deletion"]) else r["insertion"] - r["deletion"]
+            for r in records
+        }
         figures["insertion_minus_deletion"] = _figure(values)
     if records and "boxes" in records[0]:
         best = np.array([record["boxes"] for record in records]) / 100
@@ -319,7 +321,10 @@ def _of_maps(records: list[Record]) -> dict[str, Figure]:
             figures[f"max_box_accuracy_{overlap}"] = Figure(accuracy, None, 0.0, len(best))
     if records and "pixels" in records[0]:
         histograms = np.array([record["pixels"] for record in records])
-        figures["pixel_average_precision"] = _resampled(histograms, pixel_average_precision)
+        if histograms[:, 0].any():  # else no object lies where the network looked
+            figures["pixel_average_precision"] = _resampled(
+                histograms, lambda rows: pixel_average_precision(rows) if rows[:, 0].any() else float("nan")
+            )
     return figures
 
 
@@ -368,4 +373,4 @@ def _resampled(rows: np.ndarray, measure: Callable[[np.ndarray], float]) -> Figu
     """A figure of all pictures together, its standard error from drawing the pictures again (bootstrap)."""
     generator = np.random.default_rng(0)
     again = [measure(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(RESAMPLES)]
-    return Figure(measure(rows), None, float(np.std(again)), len(rows))
+    return Figure(measure(rows), None, float(np.nanstd(again)) if len(rows) > 1 else float("inf"), len(rows))

@@ -88,7 +88,7 @@ class FusedPooledStem(PooledStem):
 
     def __init__(self, stem: PooledStem, dtype: torch.dtype):
         nn.Module.__init__(self)
-        self.patch_size, self.act = stem.patch_size, stem.act
+        self.stride, self.patch_size, self.act = stem.stride, stem.patch_size, stem.act
         first, *further = stem.convs
         self.convs = nn.ModuleList([FusedConv(first, stem.act, dtype), *(FusedConv(c, None, dtype) for c in further)])
         self.norms = nn.ModuleList(FusedNorm(norm, dtype) for norm in stem.norms)

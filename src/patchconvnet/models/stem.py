@@ -91,7 +91,7 @@ class PooledStem(nn.Module):
         act: ActName = "gelu",
     ):
         super().__init__()
-        self.patch_size = stride * 2 ** len(channels)
+        self.stride, self.patch_size = stride, stride * 2 ** len(channels)
         self.convs = nn.ModuleList([nn.Conv2d(in_chans, filters, 3, stride=stride, padding=1)])
         self.convs.extend(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise([filters, *channels]))
         self.norms = nn.ModuleList(norm_layer(norm, width) for width in channels)
