@@ -107,6 +107,28 @@ def test_evaluates(digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert Image.open(tmp_path / "confusion.png").size[0] > 200
 
 
+def test_evaluates_what_the_training_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--model.name", "patchconvnet_micro", "--model.options", '{"embed_dim": 16, "depth": 1}')
+    data = ("--data.validation", "0", "--data.test", "1500", "--data.seed", "7")
+    code, _, err = answer(capsys, "train", "--recipe", "digits", *options, *data, "--epochs", "1", "--out", "runs/a")
+    assert code == 0, err
+    tested = json.loads((tmp_path / "runs/a/best/config.json").read_text())["metrics"]["test"]
+    code, _, err = answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits")
+    assert (code, err) == (0, "")
+    evaluated = json.loads((tmp_path / "evaluations/a-best-digits-test/evaluation.json").read_text())
+    assert evaluated["pictures"] == 1500
+    assert evaluated["loss"] == pytest.approx(tested["loss"], rel=1e-4)
+    code, _, err = answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--split", "validation")
+    assert code == 2
+    assert "no validation split" in err
+    with pytest.warns(UserWarning, match=r"another division of digits \(test 300, not 1500\)"):
+        answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--test", "300", "--size", "[16, 24]")
+    assert (tmp_path / "evaluations/a-best-digits-test-16x24/evaluation.json").is_file()
+
+
 def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = answer(capsys, "models")
@@ -121,12 +143,13 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (("explain", "nowhere.jpg"), "nowhere.jpg"),
         (("explain", "{photo}", "--model", "no_such_model"), "no_such_model"),
         (("explain", "{photo}", "--model", "{model}", "--target", "elephant"), "elephant"),
-        (("explain", "{photo}", "--model", "{model}", "--size", "2"), "patch"),
+        (("explain", "{photo}", "--model", "{model}", "--size", "2"), "smaller than one patch"),
         (("explain", "{photo}", "--model", "{model}", "--device", "toaster"), "toaster"),
         (("explain", "{text}", "--model", "{model}"), "none of the 1 pictures"),
         (("evaluate", "--model", "{model}", "--data", "cifar11"), "cifar10"),
         (("evaluate", "--model", "{model}", "--data", "folder:/no/such/folder"), "/no/such/folder"),
         (("evaluate", "--model", "{model}"), "data"),
+        (("evaluate", "--model", "{model}", "--data", "digits", "--batch_size", "0"), "batch_size is 0"),
         (("train", "--recipe", "no_such_recipe"), "digits"),
         (("train", "--recipe", "digits", "--epochs", "0"), "epochs"),
         (("train", "--recipe", "digits", "--epochs", "many"), "epochs"),

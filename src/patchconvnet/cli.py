@@ -123,7 +123,7 @@ def _train_parser() -> ArgumentParser:
         description="Train a network. Start from a recipe and change any field of it:\n\n"
         "  patchconvnet train --recipe digits\n"
         "  patchconvnet train --recipe cifar10_default --epochs 5 --out runs/quick\n"
-        "  patchconvnet train --recipe cifar10_default --data.name folder:my_pictures\n"
+        "  patchconvnet train --recipe pictures --data.name folder:my_pictures\n"
         "  patchconvnet train --resume --out runs/quick",
     )
     parser.add_argument("--out", type=Path | None, default=None, help="run folder; runs/RECIPE-DATE when left out")
@@ -209,7 +209,10 @@ def _evaluate_parser() -> ArgumentParser:
         help="mean logits of each picture and its mirror image; say so where you report it",
     )
     parser.add_argument(
-        "--out", type=Path | None, default=None, help="folder for evaluation.json, tables and confusion matrix"
+        "--out",
+        type=Path | None,
+        default=None,
+        help="folder for evaluation.json, tables and confusion matrix; evaluations/MODEL-DATA-SPLIT when left out",
     )
     return parser
 
@@ -223,7 +226,7 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
 
     model, device = _load_model(values)
     preprocessing = _preprocessing(model, values)
-    data = _load_data(values)
+    data = _load_data(values, model)
     split = data.require(values.split)
     _check_class_names(model.metadata.class_names, data.class_names)
     console = Console(highlight=False)
@@ -235,8 +238,7 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
         )  # fmt: skip
     title = f"{values.model} on {data.name}, {values.split}" + (", mirrored too" if values.mirror else "")
     _print_evaluation(console, result, title)
-    name = f"{Path(values.model).name}-{data.name.replace('/', '_').replace(':', '_')}"
-    out = values.out or Path("evaluations") / (name + ("-mirrored" if values.mirror else ""))
+    out = values.out or Path("evaluations") / _evaluation_name(values)
     origin = {
         "model": str(values.model), "data": data.name, "split": values.split, "size": list(preprocessing.size),
         "mirror": values.mirror,
@@ -244,6 +246,16 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
     for path in save_evaluation(result, out, origin):
         print(path)
     return 0
+
+
+def _evaluation_name(values: Namespace) -> str:
+    """Another name for whatever is another measurement."""
+    model = Path(values.model)
+    parts = [f"{model.parent.name}-best" if model.name == "best" and model.parent.name else model.name]
+    parts += [re.sub(r"[/\\:]+", "_", values.data), values.split]
+    if values.size is not None:
+        parts.append("x".join(map(str, values.size if isinstance(values.size, tuple | list) else [values.size])))
+    return "-".join([*parts, *(["mirrored"] if values.mirror else [])])
 
 
 def _check_class_names(ours: list[str], theirs: list[str]) -> None:
@@ -342,11 +354,20 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
     if len(explained) > 1:
         for i, sheet in enumerate(contact_sheet(explained)):
             target = values.out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
-            to_image(sheet).save(target)
+            _save_picture(to_image(sheet), target)
             console.print(f"contact sheet: {target}", soft_wrap=True)
     if unreadable:
         console.print(f"{len(unreadable)} of {len(paths)} pictures could not be read and were left out")
     return 0
+
+
+def _save_picture(picture: Any, target: Path) -> None:
+    from patchconvnet.files import write_whole
+
+    try:
+        write_whole(target, lambda part: picture.save(part, "PNG"))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _unique_stems(paths: list[Path]) -> list[str]:
@@ -393,7 +414,7 @@ def _audit(parser: ArgumentParser, values: Namespace) -> int:
 
     settings = AuditSettings(**{f.name: values[f.name] for f in fields(AuditSettings)})
     model, device = _load_model(values)
-    data = _load_data(values)
+    data = _load_data(values, model)
     result = audit(
         model, data.require(values.split), values.out, settings, boxes=values.boxes, masks=values.masks,
         preprocessing=_preprocessing(model, values), device=device, name=str(values.model),
@@ -452,23 +473,46 @@ def _add_data_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="cifar10, cifar100, digits or folder:PATH")
     parser.add_argument("--root", default=None, help="where CIFAR lies or is downloaded to")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument(
-        "--validation", type=float | None, default=None, help="share or number set aside; as in the recipe"
-    )
-    parser.add_argument("--data_seed", type=int, default=0, help="of that choice; as in the recipe (data.seed)")
+    for split in ("validation", "test"):
+        parser.add_argument(
+            f"--{split}",
+            type=float | None,
+            default=None,
+            help="share or number set aside for it; as the model was trained with, if it was on this data",
+        )
+    parser.add_argument("--data_seed", type=int | None, default=None, help="of that choice (data.seed); likewise")
     parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
     parser.add_argument(
         "--size", type=_size_type(), default=None, help="another network input, SIDE or [HEIGHT, WIDTH]"
     )
 
 
-def _load_data(values: Namespace) -> Any:
+def _load_data(values: Namespace, model: Any) -> Any:
+    """The data set, split as the model's training split it: with other numbers, pictures it learned would be tested."""
     from patchconvnet.data import datasets
 
+    trained = model.metadata.provenance.get("recipe", {}).get("data", {})
+    if _data_path(trained.get("name", "")) != _data_path(values.data):
+        trained = {}
+    asked = {"validation": values.validation, "test": values.test, "seed": values.data_seed}
+    known = {name: value for name, value in trained.items() if name in asked and value is not None}
+    other = {name: value for name, value in asked.items() if value not in (None, known.get(name, value))}
+    if other:
+        differences = ", ".join(f"{name} {value:g}, not {known[name]:g}" for name, value in other.items())
+        warnings.warn(
+            f"the model was trained on another division of {values.data} ({differences}): it may know these pictures",
+            stacklevel=2,
+        )
+    split = {name: known.get(name) if value is None else value for name, value in asked.items()}
     return datasets.load(
-        values.data, root=values.root, validation=values.validation, seed=values.data_seed, strict=values.strict,
-        show_progress=True,
+        values.data, root=values.root, validation=split["validation"], test=split["test"], seed=split["seed"] or 0,
+        strict=values.strict, show_progress=True,
     )  # fmt: skip
+
+
+def _data_path(name: str) -> str:
+    """The name of a data set; of a folder, where it lies."""
+    return str(Path(name.removeprefix("folder:")).resolve()) if name.startswith("folder:") else name
 
 
 def _preprocessing(model: Any, values: Namespace) -> Any:

@@ -5,10 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def aside(target: Path) -> Path:
     """Where `target` is written before it is renamed; one name, so that what a kill leaves behind does not pile up."""
     return target.with_name(f".{target.name}.part")
+
+
+def write_array(target: Path, values: np.ndarray) -> None:
+    """Write a NumPy file, whole."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a path, NumPy would add an ending
+            np.save(file, values)
+
+    write_whole(target, write)
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:

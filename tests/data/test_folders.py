@@ -65,6 +65,7 @@ def test_splits_of_its_own(tmp_path: Path, validation: str) -> None:
     assert splits.require("test").labels.tolist() == [1] * 5
     with pytest.raises(UserError, match="has a validation folder of its own"):
         load(f"folder:{tmp_path}", validation=0.2)
+    assert len(load(f"folder:{tmp_path}", validation=0).require("validation")) == 3  # none of the training pictures
     with pytest.raises(UserError, match="leave test away"):
         load(f"folder:{tmp_path}", test=0.2)
 
@@ -191,11 +192,26 @@ def test_a_class_of_unreadable_pictures_is_an_error(tmp_path: Path) -> None:
             lambda path: fill(path, {"train/a": 3, "train/b": 3, "test/c": 1}),
             "classes that the training folder has not: c",
         ),
+        (lambda path: (fill(path, {"train/a": 3, "train/b": 3}) / "val").mkdir(), "val holds no class folders"),
+        (lambda path: write(fill(path, {"train/a": 3, "train/b": 3}) / "test/1.png"), "test holds no class folders"),
         (lambda path: fill(path, {"train/a": 3, "val/a": 1}), "one class folder only"),
         (lambda path: fill(path, {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1}), "two validation folders"),
         (lambda path: fill(path, {"a": 1, "b": 1}), "each class must keep one"),
     ],
-    ids=["missing", "file", "empty", "loose", "one class", "empty class", "other class", "one in train", "two", "few"],
+    ids=[
+        "missing",
+        "file",
+        "empty",
+        "loose",
+        "one class",
+        "empty class",
+        "other class",
+        "empty val",
+        "loose test",
+        "one in train",
+        "two",
+        "few",
+    ],
 )
 def test_bad_folders_are_refused_in_words(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     path = tmp_path / "pictures"

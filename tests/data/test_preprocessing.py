@@ -316,6 +316,13 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
         assert read_picture(file).size == (64, 64)
 
 
+@pytest.mark.parametrize("values", [np.full((8, 8), 0.5, np.float32), np.full((8, 8), 70_000, np.int32)])
+def test_pixels_of_32_bit_are_refused_and_not_cut(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff is not a readable picture: its pixels are numbers of 32 bit"):
+        read_picture(tmp_path / "a.tiff")
+
+
 def test_as_rgb_leaves_rgb_alone() -> None:
     colour = random_picture(9, 7)
     assert np.array_equal(np.asarray(as_rgb(Image.fromarray(colour))), colour)

@@ -38,6 +38,19 @@ def test_to_memory_keeps_pictures_labels_and_order(files: PictureFiles, workers:
     assert pictures[4][1] == label
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_gone_is_named_in_one_line_by_workers_too(files: PictureFiles, workers: int) -> None:
+    files.paths[3].unlink()
+    preprocessing = Preprocessing((24, 30))
+    for read in (
+        lambda: files.to_memory(preprocessing, workers=workers),
+        lambda: list(batches(files, preprocessing, 2, workers=workers)),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == f"there is no picture file {files.paths[3]}."
+
+
 def test_to_memory_leaves_the_cut_to_the_preprocessing(files: PictureFiles) -> None:
     preprocessing = Preprocessing((16, 16), "crop", 0.8)
     from_memory = preprocessing.batch(files.to_memory(preprocessing.with_size(20)).images)

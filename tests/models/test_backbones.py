@@ -426,8 +426,9 @@ def test_the_loader_reads_our_own_networks_too(tmp_path: Path) -> None:
         AttentionPooled.from_pretrained(tmp_path)
 
 
-def test_another_number_of_classes_gets_a_fresh_head_only(tmp_path: Path) -> None:
-    trained = pooled("mobilenetv3_small_050", "additive_multi")
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+def test_another_number_of_classes_gets_a_fresh_head_only(name: str, tmp_path: Path) -> None:
+    trained = pooled(name, "additive_multi")
     model = load(trained.save_pretrained(tmp_path), num_classes=9)
     before, after = trained.state_dict(), model.state_dict()
     fresh = {key for key in after if not torch.equal(after[key], before[key])}
@@ -491,6 +492,9 @@ def test_names_and_options() -> None:
     assert "Invalid pretrained tag (nowhere)" in refused("resnet10t.nowhere")
     assert "patchconvnet_s60 pools by attention as it is" in refused("patchconvnet_s60")
     assert "unknown pooling 'max'; known: class_attention" in refused("resnet10t", "max")
+    assert "unknown norm 'Layer'; known: layer, batch, none" in refused("resnet10t", norm="Layer")
+    assert "give its name instead" in refused(source("resnet10t"), pretrained=True)
+    assert "takes 3 channels, so in_chans can't be 1" in refused(source("resnet10t"), in_chans=1)
     assert "timm cannot make resnet10t with options {'depth': 3" in refused("resnet10t", depth=3)
     assert "attention pooling replaces; give `pooling`" in refused("resnet10t", global_pool="max")
     assert "must be numbers, words or lists" in refused("resnet10t", act_layer=nn.ReLU)

@@ -256,6 +256,15 @@ def test_load_checkpoint_reads_files_and_urls(form: str, served: tuple[Path, str
         assert torch.allclose(model(expected["input"]), expected["logits"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("variant", ["patchconvnet_mini", "patchconvnet_keras", "patchconvnet_s60"])
+def test_load_checkpoint_reads_files_of_our_own(variant: str, tmp_path: Path) -> None:
+    trained = timm.create_model(variant, embed_dim=32, depth=2)
+    save_file(trained.state_dict(), tmp_path / "ours.safetensors")
+    model = timm.create_model(variant, embed_dim=32, depth=2)
+    load_checkpoint(model, tmp_path / "ours.safetensors")
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 # By tag
 
 TAGS = {  # the 13 published files: input size, crop ratio

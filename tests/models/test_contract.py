@@ -7,11 +7,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from patchconvnet import Output, PatchConvNet, UserError
+from patchconvnet.explain.maps import preprocessing_of
 
 VARIANTS = timm.list_models("patchconvnet*")
 K = 5
@@ -77,7 +79,10 @@ def test_options(variant: str) -> None:
     assert (model.num_classes, model.in_chans) == (3, 1)
     assert model(picture(model)).shape == (2, 3)
     assert {block.drop_path.drop_prob for block in model.trunk} == {0.3}  # the same in every block
-    assert tiny(variant, num_classes=0)(picture(model).expand(-1, 3, -1, -1)).shape == (2, model.num_features)
+    bare = tiny(variant, num_classes=0)
+    image = picture(bare)
+    assert bare(image).shape == (2, model.num_features)
+    close(bare(image, return_attention=True).logits, bare(image))
     with pytest.raises(UserError, match="unknown option 'img_sizes'"):
         tiny(variant, img_sizes=3)
 
@@ -89,6 +94,26 @@ def test_dropout_and_drop_path_act_in_training_only(variant: str) -> None:
     assert torch.equal(model(image), model(image))
     model.train()
     assert not torch.equal(model(image), model(image))
+
+
+@pytest.mark.parametrize("divisors", [(8, 4, 2), (), (0, 1), 4, (2.0, 1)])
+def test_stem_divisors_are_checked(divisors: object) -> None:
+    with pytest.raises(UserError, match="stem_divisors must"):
+        PatchConvNet(stem_divisors=divisors)
+
+
+def test_a_layer_scale_of_zero_is_none_by_timm_too() -> None:
+    model = timm.create_model("patchconvnet_s60", depth=1, embed_dim=32, layer_scale=0)
+    assert model.config.layer_scale is None
+    assert not [name for name, _ in model.trunk.named_parameters() if "gamma" in name]
+
+
+def test_preprocessing_has_the_networks_channels() -> None:
+    grey = tiny("patchconvnet_s60", in_chans=1)
+    preprocessing = preprocessing_of(grey)
+    assert preprocessing.channels == 1
+    assert preprocessing.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
+    assert grey(preprocessing(Image.new("RGB", (64, 48)))[None]).shape == (1, grey.num_classes)
 
 
 # Sizes

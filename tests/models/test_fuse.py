@@ -79,7 +79,7 @@ def test_equal_in_double_precision(variant: str) -> None:
     "options",
     [
         {"pooling": "class_attention_multi", "num_classes": 80},  # more queries than are folded
-        {"pooling": "class_attention", "layer_scale": None},
+        {"pooling": "class_attention", "layer_scale": 0},
         {"pooling": "additive_multi", "norm": "batch"},
         {"pooling": "average", "act": "gelu_tanh"},
         {"pooling": "none"},

@@ -92,6 +92,18 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
         small().save_pretrained(tmp_path, dtype="int8")
 
 
+def test_metadata_that_json_cannot_hold_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model.metadata.metrics = {"top1": torch.tensor(0.9)}
+    with torch.no_grad():
+        model.head.weight += 1
+    with pytest.raises(UserError, match=r"config\.json cannot hold the model's metadata"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here first")
     with pytest.raises(UserError, match="cannot write the model folder"):

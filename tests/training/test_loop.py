@@ -385,6 +385,13 @@ def test_weights_that_are_not_numbers_do_not_reach_the_checkpoint(
         ({"model": {"name": "resnet181"}}, "unknown model 'resnet181'; it is neither a model folder.* resnet18"),
         ({"model": ModelOptions("vit_tiny_patch16_224")}, "vit_tiny_patch16_224.* cannot get attention pooling"),
         ({"model": {"options": {"deppth": 2}}}, "unknown option 'deppth'"),
+        ({"model": {"options": {"num_classes": 10}}}, r"model\.options can't hold num_classes"),
+        (
+            {"model": {"options": {"drop_path_rate": "high"}}},
+            "drop_path_rate must be .* not 'high'",
+        ),
+        ({"model": {"options": {"pooling": "none"}}}, "pooling 'none' gives no classes"),
+        ({"model": {"options": {"se_ratio": "half"}}}, "cannot build 'patchconvnet_micro' with options"),
         ({"model": {"name": "patchconvnet_s60.nope", "pretrained": True}}, "cannot build 'patchconvnet_s60.nope'"),
         ({"model": {"pretrained": True}}, "no published weights of patchconvnet_micro"),
         ({"model": {"options": {"in_chans": 1}}}, r"expected images of shape \(B, 1, H, W\)"),
@@ -473,6 +480,40 @@ def test_a_run_is_not_overwritten(whole_run: Path, tmp_path: Path) -> None:
     assert os.listdir(others) == ["letter.txt"]
 
 
+def test_a_recipe_that_a_person_wrote_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"# my own, with remarks\n{MICRO.to_yaml()}")
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "paper.pdf").write_text("to read")
+    for resume in ("no", "auto"):
+        with pytest.raises(UserError, match="holds files, but no run to go on with"):
+            run(MICRO, tmp_path, resume=resume)
+    assert (tmp_path / "recipe.yaml").read_text().startswith("# my own")
+    assert (tmp_path / "attention" / "paper.pdf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda root: (root / "train" / "digit_3").rename(root / "train" / "digit_x"), "class names and "),
+        (lambda root: next((root / "train" / "digit_3").glob("*.png")).unlink(), "training pictures and validation p"),
+        (lambda root: next((root / "test" / "digit_3").iterdir()).unlink(), "the test pictures of folder"),
+    ],
+)
+def test_a_run_goes_on_only_with_its_own_pictures(
+    change: Callable[[Path], object], what: str, picture_folder: Path, tmp_path: Path
+) -> None:
+    """Otherwise they would be divided anew, and what was trained on could be tested on."""
+    root = tmp_path / "pictures"
+    shutil.copytree(picture_folder, root)
+    folder = run(from_folder(root), tmp_path / "run")
+    run(from_folder(root), folder, resume="yes")
+    if what.startswith("class"):
+        (root / "test" / "digit_3").rename(root / "test" / "digit_x")
+    change(root)
+    with pytest.raises(UserError, match=f"{what}.* are not those that the run in .* was begun with"):
+        run(from_folder(root), folder, resume="yes")
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing to resume: there is no .*last\.ckpt"):
         run(MICRO, tmp_path / "nothing", resume="yes")
@@ -486,6 +527,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(whole_run: Path, t
     with pytest.raises(UserError, match="holds files, but no run to go on with"):  # a finished model is not overwritten
         run(MICRO, folder, resume="auto")
     shutil.rmtree(folder / "best")
+    for file in ("metrics.csv", "curves.png"):  # which follow the first checkpoint
+        (folder / file).unlink()
     run(MICRO, folder)
     assert_same_weights(kept(folder), kept(whole_run))
     assert len(step_losses(folder)) == 18

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import Pictures, Split
+from patchconvnet.data.splits import Pictures, Split, in_batches
 
 
 def batches(
@@ -38,11 +38,6 @@ def batches(
             images = preprocessing.batch(split.images[part].to(device))
             yield images, split.labels[part].to(device), part.to(device)
         return
-    loader = DataLoader(
-        Subset(split.tensors(preprocessing), chosen.tolist()),
-        batch_size,
-        num_workers=workers,
-        generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
-    )
-    for images, labels, part in loader:
+    chosen_files = Subset(split.tensors(preprocessing), chosen.tolist())
+    for images, labels, part in in_batches(chosen_files, workers, batch_size=batch_size):
         yield images.to(device), labels.to(device), part.to(device)

@@ -66,7 +66,7 @@ def load_folder(
 
     if test is not None:
         raise UserError(f"{path} has splits of its own ({', '.join(trees)}); leave test away.")
-    if "validation" in found and validation is not None:
+    if "validation" in found and validation:  # a recipe's 0 means: take none of the training pictures
         raise UserError(f"{path} has a validation folder of its own; leave validation away.")
     if "train" in found and "validation" not in found:
         count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
@@ -135,6 +135,10 @@ def _class_names(path: Path) -> list[str]:
 def _find(path: Path, class_names: list[str]) -> PictureFiles:
     """All files under a tree's class folders that are pictures by their name."""
     folders = _folders(path)
+    if not folders:
+        raise UserError(
+            f"{path} holds no class folders; put its pictures into folders of their classes' names, or remove it."
+        )
     unknown = [folder.name for folder in folders if folder.name not in class_names]
     if unknown:
         raise UserError(f"{path} has classes that the training folder has not: {', '.join(unknown[:5])}.")

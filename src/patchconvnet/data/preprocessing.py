@@ -256,8 +256,14 @@ def read_picture(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A PIL picture of any mode as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white."""
+    """A PIL picture as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white.
+
+    Raises:
+        UserError: for pixels that are fractions or go beyond 16 bit, which have no white to scale by.
+    """
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or (picture.mode == "I" and np.asarray(picture).max() > 65535):
+        raise UserError(f"its pixels are numbers of 32 bit (mode {picture.mode}); scale them to 8 or 16 bit first")
     if picture.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
         values = np.asarray(picture).astype(np.int64).clip(0, 65535)
         picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

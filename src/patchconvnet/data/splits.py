@@ -1,15 +1,16 @@
 """Labelled pictures: in memory (`Pictures`), as files (`PictureFiles`), and the splits of a data set (`DataSplits`)."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from patchconvnet.data.preprocessing import Preprocessing, as_rgb, read_picture
 from patchconvnet.errors import UserError
@@ -106,13 +107,9 @@ class PictureFiles:
             N pictures of `preprocessing.size`.
         """
         images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
-        loader = DataLoader(
-            self.tensors(preprocessing.canvas),
-            batch_size,
-            num_workers=workers,
-            generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
-        )
-        for batch, _, indices in track(loader, "Reading pictures", disable=not show_progress, transient=True):
+        read = in_batches(self.tensors(preprocessing.canvas), workers, batch_size=batch_size)
+        total = -(-len(self) // batch_size)
+        for batch, _, indices in track(read, "Reading pictures", total, disable=not show_progress, transient=True):
             images[indices] = batch
         return Pictures(images, self.labels, self.class_names)
 
@@ -130,6 +127,51 @@ class PictureTensors(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         picture, label = self.files[index]
         return self.transform(picture), label, index
+
+
+def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
+    """The batches of a `DataLoader`, whose workers' mistakes arrive in their own words and not as a traceback.
+
+    Args:
+        tensors: of (tensor, label, index).
+        workers: processes that read; 0 reads in this one.
+        options: of the `DataLoader`.
+
+    Raises:
+        UserError: what reading a picture raises.
+    """
+    loader = DataLoader(
+        _Guarded(tensors),
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
+        **options,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose UserErrors are values, which survive the way from a worker."""
+
+    def __init__(self, inner: Dataset[Any]) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.inner[index]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    errors = [item for item in items if isinstance(item, UserError)]
+    return errors[0] if errors else default_collate(items)
 
 
 Split = Pictures | PictureFiles
@@ -153,6 +195,15 @@ class DataSplits:
     test: Split | None = None
     skipped: tuple[Path, ...] = ()
 
+    def fingerprint(self) -> dict[str, str | list[str]]:
+        """What tells these splits from others: the classes, and the labels and file names of each split's pictures."""
+        return {
+            "class names": self.class_names,
+            "training pictures": _fingerprint(self.train),
+            "validation pictures": _fingerprint(self.validation),
+            "test pictures": _fingerprint(self.test),
+        }
+
     def require(self, split: SplitName) -> Split:
         """The split of that name.
 
@@ -167,6 +218,15 @@ class DataSplits:
             present = ", ".join(name for name, value in known.items() if value is not None)
             raise UserError(f"data set {self.name!r} has no {split} split; it has: {present}.")
         return pictures
+
+
+def _fingerprint(pictures: Split | None) -> str:
+    if pictures is None:
+        return "none"
+    digest = hashlib.sha256(pictures.labels.numpy().tobytes())
+    if isinstance(pictures, PictureFiles):  # by class folder and name, since the whole may be moved
+        digest.update("\0".join(f"{path.parent.name}/{path.name}" for path in pictures.paths).encode())
+    return f"{len(pictures)} {digest.hexdigest()}"
 
 
 def set_aside_count(share: float, total: int, what: str) -> int:

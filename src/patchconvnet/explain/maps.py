@@ -26,7 +26,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.explain import figures
 from patchconvnet.explain.evidence import Look, look
 from patchconvnet.explain.placement import Grid, Smoothing, patch_grid, place, resample, seen_pixels
-from patchconvnet.files import write_whole
+from patchconvnet.files import write_array, write_whole
 
 Kind = Literal["attention", "evidence"]
 Source = Picture | str | os.PathLike[str]
@@ -324,7 +324,7 @@ class Explanation:
             base.mkdir(parents=True, exist_ok=True)
             write_whole(files.figure, lambda path: figure.savefig(path, format="png", dpi=150))
             write_whole(files.overlay, lambda path: overlay.save(path, format="PNG"))
-            write_whole(files.map, lambda path: _save_array(path, self.map_for()))
+            write_array(files.map, self.map_for())
             write_whole(files.json, lambda path: path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8"))
         except OSError as error:
             raise UserError(f"cannot write the explanation of {self.name} to {base}: {error}") from error
@@ -549,11 +549,6 @@ def _as_picture(source: Picture) -> Image.Image:
 
 def _name(image: Source, index: int) -> str:
     return Path(image).stem if isinstance(image, str | os.PathLike) else f"picture_{index}"
-
-
-def _save_array(path: Path, values: np.ndarray) -> None:
-    with path.open("wb") as file:  # numpy would add an ending to a bare name
-        np.save(file, values)
 
 
 def _numpy(values: Tensor) -> np.ndarray:

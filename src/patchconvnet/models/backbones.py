@@ -91,7 +91,8 @@ def with_attention_pooling(
         num_classes: K; the backbone's own by default. Another number gets a fresh classifier.
         pretrained: with timm's published weights of that name, which are downloaded.
         options: fields of `AttentionPooledConfig`; all others go to `timm.create_model`: `drop_rate`, `drop_path_rate`,
-            `img_size`, or `strict_img_size=False` for a Swin that takes pictures of any size.
+            `img_size`, or `strict_img_size=False` for a Swin that takes pictures of any size. Of a network, which they
+            do not change, they tell how to make it again where timm has not noted it.
 
     Raises:
         UserError: there is no such model, it does not take an option, or it does not average a spatial map.
@@ -107,7 +108,11 @@ def with_attention_pooling(
         asked = {key: counts[key] for key in ("num_classes", "in_chans") if counts.get(key) is not None}
         source = _create(name, pretrained, {**options, **asked})
     else:
+        if pretrained:
+            raise UserError("a network comes with its weights; give its name instead of it for published ones")
         name, options = _origin(backbone, options)
+        if own.get("in_chans") not in (None, backbone.in_chans):
+            raise UserError(f"{name} takes {backbone.in_chans} channels, so in_chans can't be {own['in_chans']}")
         source = copy.deepcopy(backbone)
         if num_classes not in (None, 0, getattr(source, "num_classes", None)):
             source.reset_classifier(num_classes)  # type: ignore[operator]
@@ -403,10 +408,7 @@ def _preprocessing_cfg(source: nn.Module, config: AttentionPooledConfig) -> dict
     cfg: dict[str, Any] = dict(getattr(source, "pretrained_cfg", {}))
     size = config.options.get("img_size", cfg.get("input_size", (3, 224, 224))[1:])
     cfg["input_size"] = (config.in_chans, *((size, size) if isinstance(size, int) else size))
-    for key in ("mean", "std"):
-        if cfg.get(key) and len(cfg[key]) != config.in_chans:
-            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * config.in_chans
-    return cfg
+    return weights.cfg_for_channels(cfg, config.in_chans)
 
 
 def _take_classifier(source: nn.Module, name: str) -> nn.Linear | nn.Conv2d | None:

@@ -124,7 +124,7 @@ def convert_official(checkpoint: Mapping[str, Any]) -> StateDict:
             rows[match[2]][int(match[1])] = value
             continue
         new = _rename(key, _OFFICIAL_NAMES)
-        if value.ndim == 4 and re.search(r"\.(conv1|conv3|se\.\w+)\.weight$", new):
+        if value.shape[2:] == (1, 1) and re.search(r"\.(conv1|conv3|se\.\w+)\.weight$", new):
             value = value.flatten(1)  # a 1×1 convolution is a linear layer here
         converted[new] = value
     tokens = converted.get("pooling.class_token")

@@ -6,7 +6,7 @@ model. The contract is timm's (`forward_features`, `forward_head`, `get_classifi
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -92,10 +92,8 @@ class AttentionClassifier(nn.Module):
         """
         if self.config.pooling == "none":
             return features
-        vector = self.neck(self.pooling(features.permute(0, 2, 3, 1)).vector)
-        if pre_logits or not self.num_classes:
-            return vector.mean(1) if vector.ndim == 3 else vector
-        return self.head(vector)
+        vector = self.pooling(features.permute(0, 2, 3, 1)).vector
+        return _one_vector(self.neck(vector)) if pre_logits else self.classify(vector)
 
     def forward(self, image: Tensor, return_attention: bool = False, return_evidence: bool = False) -> Tensor | Output:
         """Classify images and, on demand, say why, in the same pass.
@@ -118,8 +116,9 @@ class AttentionClassifier(nn.Module):
         return Output(self.classify(pooled.vector), pooled.attention, evidence)
 
     def classify(self, vector: Tensor) -> Tensor:
-        """Pooled vector (B, C), or (B, K, C) where every class has its own → logits (B, K)."""
-        return self.head(self.neck(vector))
+        """Pooled vector (B, C), or (B, K, C) where every class has its own → logits (B, K); without classes (B, C)."""
+        vector = self.neck(vector)
+        return self.head(vector) if self.num_classes else _one_vector(vector)
 
     @property
     def has_exact_evidence(self) -> bool:
@@ -195,7 +194,12 @@ class AttentionClassifier(nn.Module):
 
     def depends_on_classes(self, key: str) -> bool:
         """Whether the state dict's entry `key` changes shape with the number of classes."""
-        return key.startswith("head.") or (self.class_wise and key in self.no_weight_decay())
+        return key.startswith("head.") or (self.class_wise and key in ("pooling.class_token", "pooling.query"))
+
+
+def _one_vector(vector: Tensor) -> Tensor:
+    """(B, C) of (B, C), or the mean of every class's own (B, K, C)."""
+    return vector.mean(1) if vector.ndim == 3 else vector
 
 
 POOLING_ALIASES = {"": "none", "avg": "average"}  # timm's words
@@ -209,12 +213,20 @@ def check_config(config: Any) -> None:
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if (allowed := get_args(hint)) and isinstance(allowed[0], str) and value not in allowed:
+        if (allowed := _words(hint)) and value not in allowed:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
         if name in _LEAST and (not isinstance(value, int) or value < _LEAST[name]):
             raise UserError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
-        if name in ("drop_rate", "attn_drop_rate", "drop_path_rate") and not 0 <= value < 1:
+        is_rate = name in ("drop_rate", "attn_drop_rate", "drop_path_rate")
+        if is_rate and not (isinstance(value, int | float) and 0 <= value < 1):
             raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
+
+
+def _words(hint: Any) -> tuple[Any, ...]:
+    """What a Literal, or a union of them, allows; nothing for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for part in get_args(hint) for word in _words(part))
 
 
 _LEAST = {

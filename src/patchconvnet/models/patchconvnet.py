@@ -43,7 +43,8 @@ class PatchConvNetConfig:
     block: "paper" (also the example's, see `TrunkBlock`) or "preactivation" (dense only, see `PreactivationBlock`).
     conv, norm, act: the trunk's 3×3 convolution, its normalisation, GELU everywhere.
     se_ratio, se_bias: squeeze-and-excitation.
-    layer_scale: initial value of the layer scales; None leaves the trunk without them.
+    layer_scale: initial value of the layer scales; None or 0 leaves the trunk without them (`timm.create_model` takes
+        None for "not said", so give it 0).
     pooling: "class_attention" (paper), "class_attention_multi" (paper, a class token per class), "keras" (the example),
         "additive" (exact evidence per class), "additive_multi" (the same with a query per class), "average", or "none"
         (no pooling and no classifier: the network returns its patches).
@@ -83,7 +84,13 @@ class PatchConvNetConfig:
     init: Literal["paper", "keras"] = "paper"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem_divisors", tuple(self.stem_divisors))  # a list, as JSON brings it
+        divisors = self.stem_divisors
+        if not isinstance(divisors, list | tuple) or not all(isinstance(d, int) and d > 0 for d in divisors):
+            raise UserError(f"stem_divisors must be whole numbers of at least 1, as in (8, 4, 2, 1), not {divisors!r}")
+        if not divisors or divisors[-1] != 1:
+            raise UserError(f"stem_divisors must end with 1, since the stem gives embed_dim channels, not {divisors!r}")
+        object.__setattr__(self, "stem_divisors", tuple(divisors))  # a list, as JSON brings it
+        object.__setattr__(self, "layer_scale", self.layer_scale or None)
         check_config(self)
         if self.embed_dim % max(self.stem_divisors):
             raise UserError(
@@ -350,6 +357,8 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
             raise
         origin = cfg.file or cfg.url or cfg.hf_hub_id
         raise UserError(f"cannot load the weights of {variant} from {origin}: {weights.first_line(error)}") from error
+    network = model if isinstance(model, PatchConvNet) else model.model  # the second with features_only
+    network.pretrained_cfg = network.default_cfg = weights.cfg_for_channels(network.pretrained_cfg, network.in_chans)
     if pretrained and isinstance(model, PatchConvNet):
         model.metadata = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
     return model

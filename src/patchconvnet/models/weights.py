@@ -81,12 +81,27 @@ def write_model_folder(
     }
     config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **asdict(metadata)}
     try:
+        text = json.dumps(config, indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.json cannot hold the model's metadata: {error}; give numbers, words and lists"
+        ) from error
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path))
-        write_whole(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+        write_whole(folder / CONFIG_FILE, lambda path: path.write_text(text))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return folder
+
+
+def cfg_for_channels(cfg: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+    """timm's `pretrained_cfg` for a network of so many channels: mean and deviation are averaged where they differ."""
+    adapted = {**cfg, "input_size": (in_chans, *cfg["input_size"][1:])}
+    for key in ("mean", "std"):
+        if cfg.get(key) and len(cfg[key]) != in_chans:
+            adapted[key] = (sum(cfg[key]) / len(cfg[key]),) * in_chans
+    return adapted
 
 
 def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict]:

@@ -93,8 +93,10 @@ def evaluate(
         on_batch: called with the number of pictures done, after each batch.
 
     Raises:
-        UserError: the split is empty, or the model has another number of classes than the split.
+        UserError: the split is empty, the model has another number of classes than the split, or a count is not one.
     """
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"batch_size is {batch_size} and workers {workers}; at least 1 and 0 are needed")
     if not len(split):
         raise UserError("there are no pictures to evaluate on")
     tally = _Tally(len(split.class_names), torch.device(device))

@@ -23,6 +23,7 @@ from torch import Tensor
 from patchconvnet import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
+from patchconvnet.files import write_whole
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training import sharding
@@ -133,6 +134,7 @@ class _Training:
 
     def run(self) -> Path:
         self._resume()
+        self.counted = time.perf_counter()  # up to when `seconds` has been counted
         epochs = self.recipe.epochs
         with TrainingProgress(epochs, self.steps, self.epoch, self.first) as progress:
             progress.say(self._announcement())
@@ -141,7 +143,8 @@ class _Training:
             with agreed(self.fabric), self.folder.writing():
                 if self.first:
                     self.monitor.draw_evolution(self.whole)
-                    curves_figure(self.history).savefig(self.folder.curves)
+                    curves = curves_figure(self.history)
+                    write_whole(self.folder.curves, lambda part: curves.savefig(part, format="png"))
             self._test(progress)
             progress.say(f"model folder: {self.folder.best}")
             if self.recipe.monitor.every:
@@ -178,16 +181,22 @@ class _Training:
             "val_top1": validation.top1 if validation else None,
             "val_top5": validation.top5 if validation else None,
             "images_per_second": self.steps * self.batch_size / train_seconds,
-            "seconds": self.seconds + time.perf_counter() - started,
+            "seconds": self._count_seconds(),
         }
         with agreed(self.fabric), self.folder.writing():
             if self.first:
                 self._log(row, losses)
         self.history.append(row)
         self.epoch += 1
-        self.seconds += time.perf_counter() - started
-        self._save()
+        self._count_seconds()
+        self._save()  # its time belongs to the next epoch's seconds
         progress.epoch(row, is_best and validation is not None)
+
+    def _count_seconds(self) -> float:
+        """Seconds of this run, pictures and checkpoints included, in all its sessions."""
+        now = time.perf_counter()
+        self.seconds, self.counted = self.seconds + now - self.counted, now
+        return self.seconds
 
     def _train_epoch(self, progress: TrainingProgress) -> tuple[list[float], float, float]:
         """Train; returns the loss of every step, and top-1 and top-5 over the epoch."""
@@ -386,7 +395,7 @@ class _Training:
             with agreed(self.fabric):
                 if self.first:
                     model.metadata.metrics = metrics
-                    model.metadata.provenance["seconds"] = round(self.seconds, 1)
+                    model.metadata.provenance["seconds"] = round(self._count_seconds(), 1)
                     self._save_model(model.cpu())
         t = metrics["test"]
         progress.say(
@@ -403,6 +412,8 @@ class _Training:
             state = {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
+        state["precision"] = self.fabric.strategy.precision.state_dict()  # float16's loss scale
+        state["data"] = self.data.fingerprint()
         return {**state, **{name: getattr(self, name) for name in PROGRESS}}
 
     def _resume(self) -> None:
@@ -410,8 +421,11 @@ class _Training:
             return
         with agreed(self.fabric):
             state = self.folder.load_checkpoint()
+            self._check_data(state.get("data", {}))
         for name in PROGRESS:
             setattr(self, name, state[name])
+        if state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         if is_sharded(self.fabric):
             sharding.load(self.plain, self.optimizer.optimizer, state)
             sharding.gather(self.plain, self.whole)
@@ -425,6 +439,16 @@ class _Training:
                 self.monitor.forget_after(self.epoch)
                 self.folder.write_metrics(self.history)
                 self._keep_best()
+
+    def _check_data(self, before: dict[str, Any]) -> None:
+        """Other pictures would be split otherwise: what was trained on could come to be tested on."""
+        now = self.data.fingerprint()
+        changed = [name for name in now if name in before and now[name] != before[name]]
+        if changed:
+            raise UserError(
+                f"the {' and '.join(changed)} of {self.data.name} are not those that the run in {self.folder.path} was "
+                "begun with; resume it with the same pictures, or begin a new run in another --out"
+            )
 
     # Words
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import TensorBoardLogger
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from patchconvnet.errors import UserError
 from patchconvnet.models.fusion import cpu_has_bfloat16
@@ -73,7 +74,7 @@ def launch(machine: Machine, recipe: Recipe, run: Path) -> Fabric:
             loggers=TensorBoardLogger(root_dir=run, name="tensorboard", version=""),
         )
         fabric.launch()
-    except (ValueError, RuntimeError) as error:  # Fabric says in words what the machine does not have
+    except (ValueError, RuntimeError, MisconfigurationException) as error:  # what the machine does not have, in words
         raise UserError(f"cannot train on {count} × {machine.accelerator}: {error}") from error
     return fabric
 

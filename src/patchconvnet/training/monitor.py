@@ -11,6 +11,7 @@ from patchconvnet.data.preprocessing import Preprocessing, pixels
 from patchconvnet.data.splits import Split
 from patchconvnet.explain import figures
 from patchconvnet.explain.placement import patch_grid
+from patchconvnet.files import write_array, write_whole
 from patchconvnet.training.recipe import MonitorOptions
 
 MOST_FRAMES = 60  # of the animation
@@ -56,7 +57,7 @@ class AttentionMonitor:
         rows = predicted if attention.shape[1] > 1 else torch.zeros_like(predicted)
         maps = attention[torch.arange(len(rows), device=rows.device), rows].cpu().numpy()  # (n, h, w)
         self.folder.mkdir(parents=True, exist_ok=True)
-        np.save(self._maps_file(epoch), maps)
+        write_array(self._maps_file(epoch), maps)
         grid = patch_grid(model, self.preprocessing.size, maps.shape[1:])
         names = self.split.class_names
         titles = [
@@ -66,7 +67,7 @@ class AttentionMonitor:
         drawn = figures.to_image(
             figures.attention_grid(self._pictures(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
         )
-        drawn.save(self.folder / f"epoch_{epoch + 1:03d}.png")
+        write_whole(self.folder / f"epoch_{epoch + 1:03d}.png", lambda part: drawn.save(part, "PNG"))
         return np.asarray(drawn.convert("RGB"))
 
     def draw_evolution(self, model: nn.Module) -> list[Path]:
@@ -79,8 +80,10 @@ class AttentionMonitor:
         pictures = self._pictures()
         grid = patch_grid(model, self.preprocessing.size, maps.shape[2:])
         figure, animation = self.folder / "evolution.png", self.folder / "evolution.gif"
-        figures.to_image(figures.attention_evolution(pictures, maps, epochs, grid=grid)).save(figure)
-        figures.write_gif(figures.evolution_frames(pictures, maps, epochs, grid=grid), animation)
+        drawn = figures.to_image(figures.attention_evolution(pictures, maps, epochs, grid=grid))
+        frames = figures.evolution_frames(pictures, maps, epochs, grid=grid)
+        write_whole(figure, lambda part: drawn.save(part, "PNG"))
+        write_whole(animation, lambda part: figures.write_gif(frames, part))
         return [figure, animation]
 
     def forget_after(self, epochs: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from patchconvnet.errors import UserError
 from patchconvnet.files import aside, write_whole
@@ -24,6 +25,7 @@ from patchconvnet.training.recipe import Recipe, read_recipe
 Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
+_BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
 MODEL_FILES = ("config.json", "model.safetensors")
 # what a recipe may say otherwise when a run goes on, since it does not change the weights
 FREE_TO_CHANGE = ("monitor.every", "data.root", "data.memory_gb", "data.workers")
@@ -52,17 +54,20 @@ class RunFolder:
             UserError: it holds a run already, or something else, or nothing to resume, or a run of another recipe, or
                 it cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; --out must be a folder")
-        if self.checkpoint.is_file():
-            if resume == "no":
-                raise UserError(f"{self.path} holds a run already; give --resume to go on with it, or another --out")
-            self._check_recipe(recipe)
-        elif resume == "yes":
-            raise UserError(f"nothing to resume: there is no {self.checkpoint}; leave --resume away to begin")
-        elif self._holds_something_else():
-            raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
-        self._remove_leftovers()
+        with self.writing():
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.path} is a file; --out must be a folder")
+            if self.checkpoint.is_file():
+                if resume == "no":
+                    raise UserError(
+                        f"{self.path} holds a run already; give --resume to go on with it, or another --out"
+                    )
+                self._check_recipe(recipe)
+            elif resume == "yes":
+                raise UserError(f"nothing to resume: there is no {self.checkpoint}; leave --resume away to begin")
+            elif self._holds_something_else():
+                raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
+            self._remove_leftovers()
         if not self.checkpoint.is_file():
             write_text(self._recipe, recipe.to_yaml())
 
@@ -134,17 +139,25 @@ class RunFolder:
         """Whether the folder, which has no checkpoint, holds more than the beginning of a run."""
         if not self.path.is_dir():
             return False
-        begun = self._recipe.is_file() and not self.best.exists()
-        return not begun and any(file != aside(self._recipe) for file in self.path.iterdir())
+        names = {file.name for file in self.path.iterdir()} - {aside(self._recipe).name}
+        return bool(names) and not (names <= _BEGINNING and self._is_our_recipe())
+
+    def _is_our_recipe(self) -> bool:
+        """Whether `recipe.yaml` is all fields and no remarks, as a run writes it; a person's must not be lost."""
+        try:
+            text = self._recipe.read_text()
+            return "#" not in text and yaml.safe_load(text) == yaml.safe_load(read_recipe(self._recipe).to_yaml())
+        except (UserError, OSError, ValueError, yaml.YAMLError):
+            return False
 
     def _remove_leftovers(self) -> None:
         """Files that a killed process was about to rename; pictures and logs of one killed before its checkpoint."""
-        with self.writing():
-            for file in (self._recipe, self._metrics, self.checkpoint, *(self.best / name for name in MODEL_FILES)):
-                aside(file).unlink(missing_ok=True)
-            if not self.checkpoint.is_file():
-                for folder in (self.attention, self.path / "tensorboard"):
-                    shutil.rmtree(folder, ignore_errors=True)
+        files = (self._recipe, self._metrics, self.curves, self.checkpoint, *(self.best / name for name in MODEL_FILES))
+        for file in files:
+            aside(file).unlink(missing_ok=True)
+        if not self.checkpoint.is_file():
+            for folder in (self.attention, self.path / "tensorboard"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, PictureFiles, Split
+from patchconvnet.data.splits import DataSplits, PictureFiles, Split, in_batches
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load, with_attention_pooling
 from patchconvnet.models.stem import PooledStem
@@ -47,6 +46,16 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
         UserError: there is no such network, or it does not take these options.
     """
     m = recipe.model
+    if taken := {"num_classes", "pretrained"} & m.options.keys():
+        raise UserError(f"model.options can't hold {taken.pop()}; the data has num_classes, model itself pretrained")
+    model = _build(recipe, num_classes)
+    if model.config.pooling == "none":
+        raise UserError(f"{m.name} with pooling 'none' gives no classes to train; choose another pooling")
+    return model
+
+
+def _build(recipe: Recipe, num_classes: int) -> AttentionClassifier:
+    m = recipe.model
     if Path(m.name).is_dir():
         model = load(m.name, **m.options)
         if model.num_classes != num_classes:
@@ -66,6 +75,8 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
         return timm.create_model(m.name, pretrained=m.pretrained, num_classes=num_classes, **options)
     except RuntimeError as error:  # timm's, about a tag that the variant does not have
         raise UserError(f"cannot build {m.name!r}: {error}; published: {_tags(m.name)}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot build {m.name!r} with options {m.options}: {error}") from error
 
 
 def whiten(
@@ -125,14 +136,13 @@ def _canvas(recipe: Recipe) -> Preprocessing:
 def _from_files(
     split: PictureFiles, canvas: Preprocessing, device: torch.device, places: list[Tensor], workers: int
 ) -> Iterator[Batch]:
-    loader = DataLoader(
+    batches = in_batches(
         split.tensors(canvas.canvas),
+        workers,
         batch_sampler=[place.tolist() for place in places],
-        num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or the loader would change the global random state
     )
-    for images, labels, _ in loader:
+    for images, labels, _ in batches:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
