@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accuracy import operations, settings
 from run_all import DOCS, RESULTS, write_text
 
 from patchconvnet import PatchConvNet
-from patchconvnet.models.cost import multiply_accumulates
+from patchconvnet.training.recipe import read_recipe
 
 UNCHANGED = "the recipe"
 CHANGES: dict[str, list[str]] = {
@@ -73,9 +74,10 @@ def main() -> None:
     for seed in range(a.seeds if a.root else 0):  # seed by seed, so that an interrupted comparison is still a fair one
         for change in a.only:
             run = a.out / f"{a.recipe}-{a.epochs}-{_file_name(change)}-{seed}"
-            line = lines.setdefault(change, {"top1": {}})
-            line |= train(a.recipe, CHANGES[change], seed, a.root, a.epochs, run)
-            line["top1"][str(seed)] = last_validation(run)
+            result = train(a.recipe, CHANGES[change], seed, a.root, a.epochs, run)
+            line = lines.get(change, {})
+            same = line.get("top1", {}) if line.get("settings") == result["settings"] else {}
+            line = lines[change] = {**result, "top1": {**same, str(seed): last_validation(run)}}
             write_text(kept, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
             print(f"{change}, seed {seed}: {line['top1'][str(seed)]:.2%}", flush=True)
     page = DOCS / "benchmarks.md"
@@ -84,7 +86,7 @@ def main() -> None:
     print(made(tables))
 
 
-def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run: Path) -> dict[str, float]:
+def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run: Path) -> dict[str, Any]:
     """Trains, or goes on with, one line of the table; gives its network's size and cost."""
     command = [
         sys.executable, "-m", "patchconvnet", "train", "--recipe", recipe, "--data.root", root,
@@ -94,10 +96,12 @@ def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-    model = PatchConvNet.from_pretrained(run / "best")
+    model, trained = PatchConvNet.from_pretrained(run / "best"), read_recipe(run / "recipe.yaml")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_accumulates": multiply_accumulates(model, 32, 32).ours,
+        # of a forward pass, mean over the epochs, the first of which may see smaller pictures
+        "operations": operations(model, trained, 1) / (3 * epochs),
+        "settings": settings(trained),
     }
 
 
@@ -113,17 +117,23 @@ def made(tables: dict[str, dict[str, Any]]) -> str:
 
 
 def table(name: str, lines: dict[str, Any]) -> str:
-    """The recipe first, then its changes, the best of them first."""
+    """The recipe first, then its changes, the best of them first; compared seed by seed."""
+    recipe = lines.get(UNCHANGED, {"top1": {}})["top1"]
+    gaps = {
+        change: [value - recipe[seed] for seed, value in line["top1"].items() if seed in recipe]
+        for change, line in lines.items()
+    }
     mean = {change: statistics.mean(line["top1"].values()) for change, line in lines.items()}
+    gap = {change: statistics.mean(values) if values else None for change, values in gaps.items()}
     rows = [
-        f"| {name} | validation top-1 | against it | seeds | million operations a picture |",
+        f"| {name} | validation top-1 | against it, same seeds | seeds | million operations a picture |",
         "|---|---|---|---|---|",
     ]
-    for change in sorted(lines, key=lambda change: (change != UNCHANGED, -mean[change])):
+    for change in sorted(lines, key=lambda change: (change != UNCHANGED, -(gap[change] or 0), -mean[change])):
         line = lines[change]
-        against = f"{100 * (mean[change] - mean[UNCHANGED]):+.2f}" if UNCHANGED in mean and change != UNCHANGED else ""
-        operations = 2 * line["multiply_accumulates"] / 1e6
-        rows.append(f"| {change} | {mean[change]:.2%} | {against} | {len(line['top1'])} | {operations:.0f} |")
+        against = "" if change == UNCHANGED or gap[change] is None else f"{100 * gap[change]:+.2f}"
+        operations = f"{line['operations'] / 1e6:.0f}"
+        rows.append(f"| {change} | {mean[change]:.2%} | {against} | {len(line['top1'])} | {operations} |")
     return "\n".join(rows)
 
 

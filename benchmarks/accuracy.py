@@ -54,7 +54,10 @@ def main() -> None:
         for name in a.recipes:
             label = f"{name}, {a.epochs} epochs" if a.epochs else name
             result = train(name, seed, a.root, a.epochs, a.out / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}")
-            results.setdefault(label, {"seeds": {}})["seeds"][str(seed)] = result
+            seeds = results.get(label, {"seeds": {}})["seeds"]
+            # what was trained by other settings is no seed of the same thing
+            same = {key: value for key, value in seeds.items() if value.get("recipe") == result["recipe"]}
+            results[label] = {"seeds": {**same, str(seed): result}}
             RESULTS.mkdir(exist_ok=True)
             write_text(kept, json.dumps(results, indent=1) + "\n")
     page = DOCS / "benchmarks.md"
@@ -67,14 +70,13 @@ def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path)
     """Test accuracy and cost of one training, which is run unless it is complete."""
     config, wall = run / "best" / "config.json", run / "wall_seconds"
     begun = run.exists()
-    if not (config.is_file() and "test" in json.loads(config.read_text())["metrics"]):
-        command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
-        command += ["--data.root", root] if root else []
-        command += ["--epochs", str(epochs)] if epochs else []
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
-        if not begun:
-            wall.write_text(f"{time.perf_counter() - started:.1f}")
+    command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
+    command += ["--data.root", root] if root else []
+    command += ["--epochs", str(epochs)] if epochs else []
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)  # a finished run is only checked
+    if not begun:
+        wall.write_text(f"{time.perf_counter() - started:.1f}")
     about = json.loads(config.read_text())
     provenance, test = about["provenance"], about["metrics"]["test"]
     recipe = read_recipe(run / "recipe.yaml")
@@ -91,7 +93,17 @@ def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path)
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": (run / "best" / "model.safetensors").stat().st_size,
         "operations": operations(model, recipe, provenance["data"]["train"]),
+        "recipe": settings(recipe),
     }
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without what seeds of one thing may differ in."""
+    kept = recipe.to_dict()
+    del kept["seed"], kept["monitor"]
+    for name in ("root", "memory_gb", "workers"):
+        del kept["data"][name]
+    return kept
 
 
 def mirrored(model: PatchConvNet, recipe: Recipe, root: str | None) -> float:

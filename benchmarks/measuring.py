@@ -58,8 +58,8 @@ def ratio(times: Times, over: str, under: str, scale: float = 1.0) -> dict[str, 
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    """Median and quartiles, which lie within the values however few they are."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": statistics.median(values), "low": low, "high": high}
 
 

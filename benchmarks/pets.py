@@ -12,6 +12,7 @@ resumable. Prints mean ± standard deviation over the seeds.
 import argparse
 import io
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the network's input")
     a = parser.parse_args()
     pictures, masks = a.out / "pictures", a.out / "masks"
-    if not masks.exists():
-        unpack(a.photographs, pictures, masks)
+    if not masks.exists():  # pictures are put into their place first
+        parts = a.out / "pictures.part", a.out / "masks.part"
+        for folder in (*parts, pictures):
+            shutil.rmtree(folder, ignore_errors=True)
+        unpack(a.photographs, *parts)
+        for part, folder in zip(parts, (pictures, masks), strict=True):
+            part.rename(folder)
     reports, accuracies = [], []
     for seed in range(a.seeds):
         run, audit = a.out / f"run-{seed}", a.out / f"audit-{seed}"
