@@ -145,8 +145,9 @@ class RunFolder:
     def _is_our_recipe(self) -> bool:
         """Whether `recipe.yaml` is all fields and no remarks, as a run writes it; a person's must not be lost."""
         try:
-            text = self._recipe.read_text()
-            return "#" not in text and yaml.safe_load(text) == yaml.safe_load(read_recipe(self._recipe).to_yaml())
+            text, plain = self._recipe.read_text(), yaml.safe_load(self._recipe.read_text())
+            whole = yaml.safe_load(read_recipe(self._recipe).to_yaml())
+            return plain == whole and text == yaml.safe_dump(plain, sort_keys=False)
         except (UserError, OSError, ValueError, yaml.YAMLError):
             return False
 
