@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,17 @@ def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path)
     """Test accuracy and cost of one training, which is run unless it is complete."""
     config, wall = run / "best" / "config.json", run / "wall_seconds"
     begun = run.exists()
-    command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
-    command += ["--data.root", root] if root else []
-    command += ["--epochs", str(epochs)] if epochs else []
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)  # a finished run is only checked
-    if not begun:
-        wall.write_text(f"{time.perf_counter() - started:.1f}")
+    wanted = replace(read_recipe(name), seed=seed, **({"epochs": epochs} if epochs else {}))
+    if begun and settings(read_recipe(run / "recipe.yaml")) != settings(wanted):
+        sys.exit(f"{run} was trained by other settings than {name}'s; give another --out")
+    if not (config.is_file() and "test" in json.loads(config.read_text())["metrics"]):
+        command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
+        command += ["--data.root", root] if root else []
+        command += ["--epochs", str(epochs)] if epochs else []
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
+        if not begun:
+            wall.write_text(f"{time.perf_counter() - started:.1f}")
     about = json.loads(config.read_text())
     provenance, test = about["provenance"], about["metrics"]["test"]
     recipe = read_recipe(run / "recipe.yaml")

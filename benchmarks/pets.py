@@ -41,14 +41,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="side of the network's input")
     a = parser.parse_args()
-    pictures, masks = a.out / "pictures", a.out / "masks"
-    if not masks.exists():  # pictures are put into their place first
-        parts = a.out / "pictures.part", a.out / "masks.part"
-        for folder in (*parts, pictures):
-            shutil.rmtree(folder, ignore_errors=True)
-        unpack(a.photographs, *parts)
-        for part, folder in zip(parts, (pictures, masks), strict=True):
-            part.rename(folder)
+    data = a.out / "data"
+    pictures, masks = data / "pictures", data / "masks"
+    if not data.exists():
+        part = a.out / "data.part"
+        shutil.rmtree(part, ignore_errors=True)
+        unpack(a.photographs, part / "pictures", part / "masks")
+        part.rename(data)
     reports, accuracies = [], []
     for seed in range(a.seeds):
         run, audit = a.out / f"run-{seed}", a.out / f"audit-{seed}"

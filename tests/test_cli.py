@@ -124,9 +124,38 @@ def test_evaluates_what_the_training_set_aside(
     code, _, err = answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--split", "validation")
     assert code == 2
     assert "no validation split" in err
-    with pytest.warns(UserWarning, match=r"another division of digits \(test 300, not 1500\)"):
+    with pytest.warns(UserWarning, match="digits is divided otherwise than when the model was trained: its test p"):
         answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--test", "300", "--size", "[16, 24]")
-    assert (tmp_path / "evaluations/a-best-digits-test-16x24/evaluation.json").is_file()
+    assert (tmp_path / "evaluations/a-best-digits-test-16x24-test_300/evaluation.json").is_file()
+
+
+def test_other_pictures_than_the_training_had_are_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20, 20), (i * 20, 0, 0)).save(tmp_path / "pets" / name / f"{i}.png")
+    options = ("--model.options", '{"embed_dim": 16, "depth": 1}', "--preprocessing.size", "[16, 16]", "--epochs", "1")
+    data = ("--data.name", "folder:pets", "--data.root", tmp_path, "--data.test", "0.4", "--data.seed", "3")
+    small = ("--model.name", "patchconvnet_micro", "--model.whiten", "false", "--augmentation.random_crop_padding", "0")
+    code, _, err = answer(capsys, "train", "--recipe", "digits", *small, *options, *data, "--out", "runs/a")
+    assert code == 0, err
+    evaluate = ("evaluate", "--model", "runs/a/best", "--data")
+    for name in (("folder:pets",), (f"folder:{tmp_path}/pets",), ("folder:pets", "--root", tmp_path)):
+        code, out, err = answer(capsys, *evaluate, *name)
+        assert (code, err) == (0, "")
+        assert "\n10 pictures: loss" in out
+    moved = (tmp_path / "pets").rename(tmp_path / "moved")  # not known by its name any more, but by its pictures
+    with pytest.warns(UserWarning, match="divided otherwise"):
+        answer(capsys, *evaluate, f"folder:{moved}")
+    code, _, err = answer(capsys, *evaluate, f"folder:{moved}", "--test", "0.4", "--data_seed", "3")
+    assert (code, err) == (0, "")
+    (moved / "cat" / "3.png").unlink()
+    moved.rename(tmp_path / "pets")
+    with pytest.warns(UserWarning, match="not the same pictures"):
+        answer(capsys, *evaluate, "folder:pets")
 
 
 def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

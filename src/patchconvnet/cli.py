@@ -249,12 +249,14 @@ def _evaluate(parser: ArgumentParser, values: Namespace) -> int:
 
 
 def _evaluation_name(values: Namespace) -> str:
-    """Another name for whatever is another measurement."""
+    """Another name for another run, data set, division, split or size."""
     model = Path(values.model)
     parts = [f"{model.parent.name}-best" if model.name == "best" and model.parent.name else model.name]
     parts += [re.sub(r"[/\\:]+", "_", values.data), values.split]
     if values.size is not None:
         parts.append("x".join(map(str, values.size if isinstance(values.size, tuple | list) else [values.size])))
+    division = {"validation": values.validation, "test": values.test, "seed": values.data_seed}
+    parts += [f"{name}_{value:g}" for name, value in division.items() if value is not None]
     return "-".join([*parts, *(["mirrored"] if values.mirror else [])])
 
 
@@ -491,28 +493,34 @@ def _load_data(values: Namespace, model: Any) -> Any:
     """The data set, split as the model's training split it: with other numbers, pictures it learned would be tested."""
     from patchconvnet.data import datasets
 
-    trained = model.metadata.provenance.get("recipe", {}).get("data", {})
-    if _data_path(trained.get("name", "")) != _data_path(values.data):
-        trained = {}
-    asked = {"validation": values.validation, "test": values.test, "seed": values.data_seed}
-    known = {name: value for name, value in trained.items() if name in asked and value is not None}
-    other = {name: value for name, value in asked.items() if value not in (None, known.get(name, value))}
-    if other:
-        differences = ", ".join(f"{name} {value:g}, not {known[name]:g}" for name, value in other.items())
-        warnings.warn(
-            f"the model was trained on another division of {values.data} ({differences}): it may know these pictures",
-            stacklevel=2,
-        )
-    split = {name: known.get(name) if value is None else value for name, value in asked.items()}
-    return datasets.load(
+    provenance = model.metadata.provenance
+    options, trained = provenance.get("recipe", {}).get("data", {}), provenance.get("data", {})
+    same_name = _data_path(values.data, values.root) in (
+        _data_path(options.get("name", ""), values.root), _data_path(trained.get("name", ""))
+    )  # fmt: skip
+    split = {"validation": values.validation, "test": values.test, "seed": values.data_seed}
+    if same_name:
+        split = {name: options.get(name) if value is None else value for name, value in split.items()}
+    data = datasets.load(
         values.data, root=values.root, validation=split["validation"], test=split["test"], seed=split["seed"] or 0,
         strict=values.strict, show_progress=True,
     )  # fmt: skip
+    before, now, asked = trained.get("fingerprint", {}), data.fingerprint(), f"{values.split} pictures"
+    same_pictures = before.get("all pictures") == now["all pictures"]
+    if (same_name or same_pictures) and before.get(asked, now[asked]) != now[asked]:
+        how = "divided otherwise" if same_pictures else "not the same pictures"
+        warnings.warn(
+            f"{values.data} is {how} than when the model was trained: its {asked} may be some that it has learned",
+            stacklevel=2,
+        )
+    return data
 
 
-def _data_path(name: str) -> str:
+def _data_path(name: str, root: str | None = None) -> str:
     """The name of a data set; of a folder, where it lies."""
-    return str(Path(name.removeprefix("folder:")).resolve()) if name.startswith("folder:") else name
+    if not name.startswith("folder:"):
+        return name
+    return str(Path(root or "", name.removeprefix("folder:")).expanduser().resolve())
 
 
 def _preprocessing(model: Any, values: Namespace) -> Any:

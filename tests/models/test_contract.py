@@ -114,6 +114,8 @@ def test_preprocessing_has_the_networks_channels() -> None:
     assert preprocessing.channels == 1
     assert preprocessing.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
     assert grey(preprocessing(Image.new("RGB", (64, 48)))[None]).shape == (1, grey.num_classes)
+    features = tiny("patchconvnet_s60", in_chans=1, features_only=True)
+    assert features.pretrained_cfg["input_size"] == features.model.pretrained_cfg["input_size"] == (1, 224, 224)
 
 
 # Sizes

@@ -495,7 +495,7 @@ def test_a_recipe_that_a_person_wrote_is_not_overwritten(tmp_path: Path) -> None
     ("change", "what"),
     [
         (lambda root: (root / "train" / "digit_3").rename(root / "train" / "digit_x"), "class names and "),
-        (lambda root: next((root / "train" / "digit_3").glob("*.png")).unlink(), "training pictures and validation p"),
+        (lambda root: next((root / "train" / "digit_3").glob("*.png")).unlink(), "train pictures and validation p"),
         (lambda root: next((root / "test" / "digit_3").iterdir()).unlink(), "the test pictures of folder"),
     ],
 )

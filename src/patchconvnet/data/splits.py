@@ -196,12 +196,16 @@ class DataSplits:
     skipped: tuple[Path, ...] = ()
 
     def fingerprint(self) -> dict[str, str | list[str]]:
-        """What tells these splits from others: the classes, and the labels and file names of each split's pictures."""
+        """What tells these splits from others: the classes, and the labels and file names of each split's pictures.
+
+        "all pictures" is the same however they are divided.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        every = [key for pictures in splits.values() if pictures is not None for key in _keys(pictures)]
         return {
             "class names": self.class_names,
-            "training pictures": _fingerprint(self.train),
-            "validation pictures": _fingerprint(self.validation),
-            "test pictures": _fingerprint(self.test),
+            **{f"{name} pictures": _digest([] if split is None else _keys(split)) for name, split in splits.items()},
+            "all pictures": _digest(sorted(every)),
         }
 
     def require(self, split: SplitName) -> Split:
@@ -220,13 +224,16 @@ class DataSplits:
         return pictures
 
 
-def _fingerprint(pictures: Split | None) -> str:
-    if pictures is None:
-        return "none"
-    digest = hashlib.sha256(pictures.labels.numpy().tobytes())
-    if isinstance(pictures, PictureFiles):  # by class folder and name, since the whole may be moved
-        digest.update("\0".join(f"{path.parent.name}/{path.name}" for path in pictures.paths).encode())
-    return f"{len(pictures)} {digest.hexdigest()}"
+def _keys(pictures: Split) -> list[str]:
+    """A word for each picture: label, class folder and file name, since the whole may be moved; in memory the label."""
+    labels = map(str, pictures.labels.tolist())
+    if isinstance(pictures, Pictures):
+        return list(labels)
+    return [f"{k} {p.parent.name}/{p.name}" for k, p in zip(labels, pictures.paths, strict=True)]
+
+
+def _digest(words: list[str]) -> str:
+    return f"{len(words)} {hashlib.sha256(chr(0).join(words).encode(errors='surrogateescape')).hexdigest()}"
 
 
 def set_aside_count(share: float, total: int, what: str) -> int:

@@ -357,8 +357,10 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
             raise
         origin = cfg.file or cfg.url or cfg.hf_hub_id
         raise UserError(f"cannot load the weights of {variant} from {origin}: {weights.first_line(error)}") from error
-    network = model if isinstance(model, PatchConvNet) else model.model  # the second with features_only
-    network.pretrained_cfg = network.default_cfg = weights.cfg_for_channels(network.pretrained_cfg, network.in_chans)
+    networks = [model] if isinstance(model, PatchConvNet) else [model, model.model]  # the second with features_only
+    for network in networks:
+        cfg = weights.cfg_for_channels(network.pretrained_cfg, networks[-1].in_chans)
+        network.pretrained_cfg = network.default_cfg = cfg
     if pretrained and isinstance(model, PatchConvNet):
         model.metadata = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
     return model

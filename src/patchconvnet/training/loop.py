@@ -93,6 +93,8 @@ class _Training:
                             warnings.simplefilter("ignore")
                         self.data = load_data(self.recipe, show_progress=self.first)
 
+        self.fingerprint = self.data.fingerprint()
+
     def _build(self) -> None:
         fabric, recipe = self.fabric, self.recipe
         pictures = self.data.require("train")
@@ -372,7 +374,7 @@ class _Training:
         recipe["data"]["root"] = None  # a folder of this machine; the model folder travels
         return {
             "recipe": recipe,
-            "data": {"name": self.data.name, **counts},
+            "data": {"name": self.data.name, **counts, "fingerprint": self.fingerprint},
             "patchconvnet": __version__,
             "torch": torch.__version__,
             "date": datetime.now(UTC).date().isoformat(),
@@ -413,7 +415,7 @@ class _Training:
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
         state["precision"] = self.fabric.strategy.precision.state_dict()  # float16's loss scale
-        state["data"] = self.data.fingerprint()
+        state["data"] = self.fingerprint
         return {**state, **{name: getattr(self, name) for name in PROGRESS}}
 
     def _resume(self) -> None:
@@ -442,8 +444,8 @@ class _Training:
 
     def _check_data(self, before: dict[str, Any]) -> None:
         """Other pictures would be split otherwise: what was trained on could come to be tested on."""
-        now = self.data.fingerprint()
-        changed = [name for name in now if name in before and now[name] != before[name]]
+        now = {name: value for name, value in self.fingerprint.items() if name != "all pictures"}
+        changed = [name for name, value in now.items() if name in before and value != before[name]]
         if changed:
             raise UserError(
                 f"the {' and '.join(changed)} of {self.data.name} are not those that the run in {self.folder.path} was "

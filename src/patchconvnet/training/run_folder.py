@@ -119,7 +119,8 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            kept = f"; {self.checkpoint} is whole" if self.checkpoint.is_file() else ""
+            # os.path's does not raise where the folder may not be entered
+            kept = f"; {self.checkpoint} is whole" if os.path.isfile(self.checkpoint) else ""
             raise UserError(
                 f"cannot write to the run folder {self.path}: {error.strerror or error}{kept}. Make room or make the "
                 f"folder writable, then go on with: patchconvnet train --resume auto --out {self.path}"

@@ -75,6 +75,8 @@ def _build(recipe: Recipe, num_classes: int) -> AttentionClassifier:
         return timm.create_model(m.name, pretrained=m.pretrained, num_classes=num_classes, **options)
     except RuntimeError as error:  # timm's, about a tag that the variant does not have
         raise UserError(f"cannot build {m.name!r}: {error}; published: {_tags(m.name)}") from error
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot build {m.name!r} with options {m.options}: {error}") from error
 
