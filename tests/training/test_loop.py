@@ -200,6 +200,7 @@ def test_the_model_folder_is_measured_and_described(whole_run: Path) -> None:
     assert model.metadata.class_names == [str(digit) for digit in range(10)]
     assert model.metadata.preprocessing == MICRO.preprocessing.to_dict()
     provenance = model.metadata.provenance
+    assert provenance["data"].pop("fingerprint") == data.fingerprint()
     assert provenance["data"] == {"name": "digits", "train": 397, "validation": 200, "test": 1200}
     assert provenance["recipe"]["optimization"] == MICRO.to_dict()["optimization"]
     assert {"patchconvnet", "torch", "date", "devices", "precision", "seconds"} <= set(provenance)
