@@ -328,7 +328,7 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
     from patchconvnet.data.folders import find_pictures
     from patchconvnet.data.preprocessing import read_picture
     from patchconvnet.explain import explain
-    from patchconvnet.explain.figures import contact_sheet, to_image
+    from patchconvnet.explain.figures import contact_sheet, save_picture, to_image
 
     paths = find_pictures(values.pictures)
     model, _ = _load_model(values)
@@ -356,20 +356,11 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
     if len(explained) > 1:
         for i, sheet in enumerate(contact_sheet(explained)):
             target = values.out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
-            _save_picture(to_image(sheet), target)
+            save_picture(to_image(sheet), target)
             console.print(f"contact sheet: {target}", soft_wrap=True)
     if unreadable:
         console.print(f"{len(unreadable)} of {len(paths)} pictures could not be read and were left out")
     return 0
-
-
-def _save_picture(picture: Any, target: Path) -> None:
-    from patchconvnet.files import write_whole
-
-    try:
-        write_whole(target, lambda part: picture.save(part, "PNG"))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _unique_stems(paths: list[Path]) -> list[str]:

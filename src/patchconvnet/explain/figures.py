@@ -22,6 +22,7 @@ from PIL import Image
 from patchconvnet.data.preprocessing import Geometry
 from patchconvnet.errors import UserError
 from patchconvnet.explain.placement import Grid, place
+from patchconvnet.files import write_whole
 
 if TYPE_CHECKING:
     from patchconvnet.explain.maps import Explanation, Prediction
@@ -475,6 +476,18 @@ def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_whole(path, lambda part: picture.save(part, "PNG"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_gif(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 0.5, hold: float = 2.0) -> Path:
