@@ -195,7 +195,7 @@ class _Training:
         progress.epoch(row, is_best and validation is not None)
 
     def _count_seconds(self) -> float:
-        """Seconds of this run, pictures and checkpoints included, in all its sessions."""
+        """Seconds of this run, pictures and checkpoints included, however often it was resumed."""
         now = time.perf_counter()
         self.seconds, self.counted = self.seconds + now - self.counted, now
         return self.seconds
