@@ -1,12 +1,13 @@
 """A whole epoch through `patchconvnet train` against the bare training step times the number of steps.
 
-    python benchmarks/epoch.py [--steps 40]
+    python benchmarks/epoch.py [--steps 100]
 
 The recipe is `keras_example`, its pictures random ones of CIFAR-10's size in a folder. What the command adds to the
 steps is reading, augmentation, metrics, the learning rate, progress; at an epoch's end validation (its forward passes
 counted at their bare time too), TensorBoard's curves, attention pictures (every epoch here, every fifth in the recipe),
 table, checkpoint and, where it is the best, the model folder. These ends weigh 312 / steps times as much as with the
-example's 312 steps.
+example's 312 steps. Bare steps and trainings take turns, and each training is held against the bare steps just before
+and after it: over minutes a machine drifts by more than what the command adds.
 """
 
 import csv
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from patchconvnet.models.fusion import fastest_dtype
 from patchconvnet.training.machine import keep_freed_memory
 
 AIM = 1.05
-EPOCHS = 5  # the first one is warm-up
+EPOCHS = 3  # of each training; the first one is warm-up
+BARE_STEPS, BARE_FORWARDS = 12, 4  # of each turn
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -39,20 +42,20 @@ def write_pictures(folder: Path, count: int) -> None:
             Image.fromarray(random.integers(0, 256, (32, 32, 3), "uint8")).save(folder / f"class_{label}" / f"{i}.png")
 
 
-def bare(steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of training steps, and of forward passes in evaluation, of one batch."""
+def bare_calls() -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step, and a forward pass in evaluation, of one batch."""
     dtype = fastest_dtype(torch.device("cpu"))
-    step, model = training_step(network(), dtype), network().eval()
+    model = network().eval()
     images = torch.rand(BATCH, 3, SIZE, SIZE)
 
     def forward() -> None:
         with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             model(images)
 
-    return seconds_of(step, steps), seconds_of(forward, max(steps // 4, 3))
+    return training_step(network(), dtype), forward
 
 
-def seconds_of(call, times: int) -> list[float]:
+def seconds_of(call: Callable[[], None], times: int) -> list[float]:
     call()
     call()
     measured = []
@@ -80,41 +83,50 @@ def train(pictures: Path, run: Path, threads: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=12)
-    parser.add_argument("--steps", type=int, default=40, help="of an epoch")
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--steps", type=int, default=100, help="of an epoch")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     keep_freed_memory()
     validation = a.steps * BATCH // 4 // 10 * 10  # as in the example, a quarter of what is trained on
+    of_steps, of_epochs = [], []  # ratios
+    measured: dict[str, list[float]] = {"bare step": [], "bare forward": [], "epoch": []}
+    step, forward = bare_calls()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         write_pictures(pictures / "train", a.steps * BATCH + 9)
         write_pictures(pictures / "val", validation)
-        before = bare(a.rounds)
-        curves = train(pictures, Path(folder) / "run", a.threads)
-        after = bare(a.rounds)
-    step, forward = (float(np.median([*one, *two])) for one, two in zip(before, after, strict=True))
-    expected_training = a.steps * step
-    expected = expected_training + validation / BATCH * forward
-    trainings = [a.steps * BATCH / now["images_per_second"] for now in curves[1:]]
-    epochs = [now["seconds"] - last["seconds"] for last, now in pairwise(curves)]
+        before = seconds_of(step, BARE_STEPS), seconds_of(forward, BARE_FORWARDS)
+        for turn in range(a.rounds):
+            curves = train(pictures, Path(folder) / f"run{turn}", a.threads)
+            after = seconds_of(step, BARE_STEPS), seconds_of(forward, BARE_FORWARDS)
+            bare_step, bare_forward = (float(np.median(one + two)) for one, two in zip(before, after, strict=True))
+            training = a.steps * bare_step
+            whole = training + validation / BATCH * bare_forward
+            epochs = [now["seconds"] - last["seconds"] for last, now in pairwise(curves)]
+            of_steps += [a.steps * BATCH / now["images_per_second"] / training for now in curves[1:]]
+            of_epochs += [seconds / whole for seconds in epochs]
+            measured["bare step"].append(bare_step)
+            measured["bare forward"].append(bare_forward)
+            measured["epoch"] += epochs
+            before = after
     rows = [
         row(
             "an epoch's training steps through `patchconvnet train`",
             "the bare step × steps",
             AIM,
-            spread([seconds / expected_training for seconds in trainings]),
+            spread(of_steps),
             at_most=True,
         ),
         row(
             f"a whole epoch of {a.steps} steps, with validation, curves, attention pictures and checkpoint",
             "the bare step × steps + the bare forward × validation batches",
             AIM,
-            spread([seconds / expected for seconds in epochs]),
+            spread(of_epochs),
             at_most=True,
         ),
     ]
-    report(rows, {"bare step": step, "bare forward": forward, "epoch": float(np.median(epochs))}, {"steps": a.steps})
+    report(rows, {name: float(np.median(values)) for name, values in measured.items()}, {"steps": a.steps})
 
 
 if __name__ == "__main__":
