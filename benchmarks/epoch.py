@@ -83,7 +83,7 @@ def train(pictures: Path, run: Path, threads: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=2)
     parser.add_argument("--steps", type=int, default=100, help="of an epoch")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
