@@ -457,7 +457,7 @@ def patchconvnet_midi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 
 @register_model
 def patchconvnet_maxi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures with a GPU, or a day of a CPU."""
+    """For 32-pixel pictures with a GPU, or hours of a CPU."""
     return _create("patchconvnet_maxi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=4, stem_repeats=1)
 
 
