@@ -52,6 +52,8 @@ CHANGES: dict[str, list[str]] = {
     "no flips": ["--augmentation.flip", "none"],
     "moves by up to 4 pixels": ["--augmentation.random_crop_padding", "4"],
     "no moves": ["--augmentation.random_crop_padding", "0"],
+    "random boxes of four fifths to all of the area": ["--augmentation.random_resized_crop_scale", "[0.8, 1]",
+                                                       "--augmentation.random_crop_padding", "0"],
     "random boxes of half to all of the area": ["--augmentation.random_resized_crop_scale", "[0.5, 1]",
                                                 "--augmentation.random_crop_padding", "0"],
     "brightness, contrast, saturation ± 20 %": ["--augmentation.color_jitter", "0.2"],
