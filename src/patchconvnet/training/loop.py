@@ -457,10 +457,11 @@ class _Training:
     def _announcement(self) -> str:
         r = self.recipe
         size = "×".join(map(str, r.preprocessing.size))
+        epochs = "1 epoch" if r.epochs == 1 else f"{r.epochs} epochs"
         lines = [
             f"{r.model.name} ({sum(p.numel() for p in self.whole.parameters()):,} parameters) on {self.data.name}: "
             f"{len(self.data.require('train')):,} pictures, {len(self.class_names)} classes, {size} pixels",
-            f"{r.epochs} epochs of {self.steps} steps of {self.batch_size}, {r.optimization.optimizer}, "
+            f"{epochs} of {self.steps} steps of {self.batch_size}, {r.optimization.optimizer}, "
             f"{self._precision()}, {self._devices()} → {self.folder.path}",
         ]
         if self.epoch:
