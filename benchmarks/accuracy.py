@@ -47,12 +47,13 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="shipped recipes; none: only the table is made again")
     parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="beyond 0: seeds in addition to those of the table")
     parser.add_argument("--epochs", type=int, help="another number than the recipe's, as a row of its own")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     a = parser.parse_args()
     kept = RESULTS / "accuracy.json"
     results: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
-    for seed in range(a.seeds):
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
         for name in a.recipes:
             label = f"{name}, {a.epochs} epochs" if a.epochs else name
             result = train(name, seed, a.root, a.epochs, a.out / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}")
@@ -148,7 +149,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             f"{one['pictures']:,}",
             f"{one['operations'] / 1e15:.2g}",
             " ".join(f"{r['seconds']:,.0f}" for r in runs),
-            one["machine"],
+            ", ".join(dict.fromkeys(r["machine"] for r in runs)),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 
-from patchconvnet.models.fusion import cpu_has_bfloat16
+from patchconvnet.models.fusion import cpu_has_bfloat16, cpu_has_matrix_units
 
 Times = dict[str, list[float]]  # seconds of each round, by contender
 
@@ -97,6 +97,7 @@ def setup() -> dict[str, Any]:
     """Versions and machine class."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     instructions = torch.backends.cpu.get_cpu_capability() + (", bfloat16" if cpu_has_bfloat16() else "")
+    instructions += ", AMX" if cpu_has_matrix_units() else ""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{_processor()} ({instructions}), {os.cpu_count()} cores, {memory:.0f} GB",

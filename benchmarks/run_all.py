@@ -1,10 +1,10 @@
 """Run the speed benchmarks one after another and write their tables into docs/benchmarks.md.
 
-    python benchmarks/run_all.py [--only NAME …] [--keras-python PATH] [--threads N]
+    python benchmarks/run_all.py [--only NAME …] [--keras-python PATH] [--threads N] [--beside MACHINE]
 
 Every script leaves its JSON in docs/benchmarks/; a script that is not run keeps the one it has. The tables stand
-between `<!-- speed -->` marks, what is said about them around those. Close everything else: one busy neighbour on two
-cores makes two threads several times slower than one.
+between `<!-- speed -->` marks, what is said about them around those. A second machine's figures go beside the first's.
+Close everything else: one busy neighbour on two cores makes two threads several times slower than one.
 """
 
 import argparse
@@ -22,7 +22,6 @@ DOCS = HERE.parent / "docs"
 RESULTS = DOCS / "benchmarks"
 KERAS = ("example_training", "example_inference")
 SCRIPTS = (*KERAS, "epoch", "s60_inference", "maps", "picture_size", "training_memory")
-BEGIN, END = "<!-- speed: made by benchmarks/run_all.py -->", "<!-- end of speed -->"
 
 
 def main() -> None:
@@ -30,8 +29,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="these scripts (default: all)")
     parser.add_argument("--keras-python", default=os.environ.get("KERAS_PYTHON"), help="has keras and tensorflow")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
+    parser.add_argument("--beside", metavar="MACHINE", help="its own folder of docs/benchmarks and marks on the page")
     a = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
+    kept = RESULTS / (a.beside or "")
+    begin, end = marks(a.beside)
+    page = DOCS / "benchmarks.md"
+    if begin not in page.read_text():
+        sys.exit(f"{page} has no line {begin}; write it, and {end} below it, where the table shall stand")
+    kept.mkdir(exist_ok=True)
     for name in a.only:
         print(f"{name} …", flush=True)
         keras = ["--keras-python", a.keras_python] if name in KERAS and a.keras_python else []
@@ -39,14 +44,19 @@ def main() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(a.threads)}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         result = json.loads(done.stdout.splitlines()[-1])
-        write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_text(kept / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         print(table(result["rows"]), flush=True)
-    page = DOCS / "benchmarks.md"
     text = page.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    results = {name: json.loads(path.read_text()) for name in SCRIPTS if (path := RESULTS / f"{name}.json").is_file()}
-    write_text(page, f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    results = {name: json.loads(path.read_text()) for name in SCRIPTS if (path := kept / f"{name}.json").is_file()}
+    write_text(page, f"{before}{begin}\n\n{tables(results)}\n\n{end}{after}")
     print(f"written: {page}")
+
+
+def marks(beside: str | None = None) -> tuple[str, str]:
+    """What the page's tables stand between: the first machine's, or those of one beside it."""
+    where = f" on {beside}" if beside else ""
+    return f"<!-- speed{where}: made by benchmarks/run_all.py -->", f"<!-- end of speed{where} -->"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,14 +20,15 @@ def between(begin: str, end: str) -> str:
     return (run_all.DOCS / "benchmarks.md").read_text().split(begin)[1].split(end)[0].strip()
 
 
-def test_the_speed_tables_are_the_stored_results() -> None:
+@pytest.mark.parametrize("beside", [None, *sorted(path.name for path in run_all.RESULTS.iterdir() if path.is_dir())])
+def test_the_speed_tables_are_the_stored_results(beside: str | None) -> None:
     stored = {
         name: json.loads(path.read_text())
         for name in run_all.SCRIPTS
-        if (path := run_all.RESULTS / f"{name}.json").is_file()
+        if (path := run_all.RESULTS / (beside or "") / f"{name}.json").is_file()
     }
     assert stored
-    assert between(run_all.BEGIN, run_all.END) == run_all.tables(stored)
+    assert between(*run_all.marks(beside)) == run_all.tables(stored)
 
 
 def test_the_accuracy_table_is_the_stored_results() -> None:

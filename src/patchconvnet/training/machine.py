@@ -18,7 +18,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from patchconvnet.errors import UserError
-from patchconvnet.models.fusion import cpu_has_bfloat16
+from patchconvnet.models.fusion import cpu_has_bfloat16, cpu_has_matrix_units
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.sharding import shard
 
@@ -133,8 +133,9 @@ def device_name(device: torch.device) -> str:
     """What a person calls the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = os.cpu_count() or 1
-    return f"{platform.machine()} CPU with {cores} cores" if device.type == "cpu" else device.type
+    if device.type != "cpu":
+        return device.type
+    return f"{platform.machine()} CPU with {os.cpu_count() or 1} cores" + (" and AMX" if cpu_has_matrix_units() else "")
 
 
 def _devices_and_nodes(machine: Machine) -> tuple[int, int]:
