@@ -24,10 +24,25 @@ def test_squeeze_excite_is_timms(dim: int, ratio: float, bias: bool) -> None:
             convolution.weight.copy_(layer.weight[:, :, None, None])
             if bias:
                 convolution.bias.copy_(layer.bias)
-    patches = draw(2, 5, 7, dim)
+    patches, direction = draw(2, 5, 7, dim).requires_grad_(), draw(2, 5, 7, dim).flip(0)
     expected = theirs(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours(patches), expected, atol=1e-6, rtol=1e-5)
+    gradient, wanted = (torch.autograd.grad(y, patches, direction)[0] for y in (ours(patches), expected))
+    torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-5)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_squeeze_excite_bears_large_values_in_half_precision(dtype: torch.dtype, tolerance: float) -> None:
+    """3,600 patches of about 300: their sum is beyond float16."""
+    torch.manual_seed(0)
+    layer = SqueezeExcite(16, 0.25, True)
+    with torch.no_grad():
+        layer.reduce.weight *= 0.01  # keeps the sigmoid away from its ends
+    patches = draw(1, 60, 60, 16) + 300
+    scaled = layer.to(dtype)(patches.to(dtype)).float()
+    assert 0.1 < (scaled / patches).min() < (scaled / patches).max() < 0.9
+    torch.testing.assert_close(scaled, layer.float()(patches), atol=0, rtol=tolerance)
 
 
 def test_batch_norm_is_torchs_in_training_and_evaluation() -> None:
