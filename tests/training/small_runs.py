@@ -31,7 +31,9 @@ MICRO = Recipe(
 )
 
 
-LAYER_NORM = {"options": {"norm": "layer"}}  # for what batch norm, which sees the batch, would change
+# no max pool: where two of its values are nearly equal, rounding decides which one learns
+NO_MAX_POOL = {"stem": "strided"}
+LAYER_NORM = {"options": {"norm": "layer", **NO_MAX_POOL}}  # for what batch norm, which sees the batch, would change
 
 
 def micro(**changes: Any) -> Recipe:

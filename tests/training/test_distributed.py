@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import CPU, LAYER_NORM, MICRO, assert_same_weights, checkpoint, kept, micro, run, step_losses, untimed
+from small_runs import (
+    CPU,
+    LAYER_NORM,
+    MICRO,
+    NO_MAX_POOL,
+    assert_same_weights,
+    checkpoint,
+    kept,
+    micro,
+    run,
+    step_losses,
+    untimed,
+)
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
@@ -32,11 +44,10 @@ HERE = Path(__file__)
 EPOCHS = 4  # of 6 steps: 24
 RECIPES = {
     "layer": micro(epochs=EPOCHS, model=LAYER_NORM),
-    # no max pool: where two of its values are nearly equal, rounding decides which one learns
     "batch": micro(
-        epochs=EPOCHS, model={"options": {"stem": "strided"}}, optimization={"optimizer": "sgd", "learning_rate": 0.1}
+        epochs=EPOCHS, model={"options": NO_MAX_POOL}, optimization={"optimizer": "sgd", "learning_rate": 0.1}
     ),
-    "batch, adamw": micro(epochs=EPOCHS, model={"options": {"stem": "strided"}}, optimization={"learning_rate": 0.01}),
+    "batch, adamw": micro(epochs=EPOCHS, model={"options": NO_MAX_POOL}, optimization={"learning_rate": 0.01}),
     "mixup": micro(
         epochs=EPOCHS,
         model=LAYER_NORM,
