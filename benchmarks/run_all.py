@@ -36,7 +36,7 @@ def main() -> None:
     page = DOCS / "benchmarks.md"
     if begin not in page.read_text():
         sys.exit(f"{page} has no line {begin}; write it, and {end} below it, where the table shall stand")
-    kept.mkdir(exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
     for name in a.only:
         print(f"{name} …", flush=True)
         keras = ["--keras-python", a.keras_python] if name in KERAS and a.keras_python else []

@@ -48,12 +48,12 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, patches: Tensor) -> Tensor:
-        squeezed = _patch_mean(patches)  # (B, C)
+        squeezed = patch_mean(patches)  # (B, C)
         scale = self.expand(torch.relu(self.reduce(squeezed))).sigmoid()
         return patches * scale[:, None, None, :]
 
 
-def _patch_mean(patches: Tensor) -> Tensor:
+def patch_mean(patches: Tensor) -> Tensor:
     """Mean over the patches, (B, h, w, C) → (B, C), faster in training than `Tensor.mean`.
 
     A sum's gradient is a view of (B, C), where mean's is as large as the patches; and on a CPU mean first copies

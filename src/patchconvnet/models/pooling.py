@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
-from patchconvnet.models.layers import NORM_EPS, ActName, NormName, act_layer, norm_layer
+from patchconvnet.models.layers import NORM_EPS, ActName, NormName, act_layer, norm_layer, patch_mean
 
 PoolingName = Literal[
     "class_attention", "class_attention_multi", "keras", "additive", "additive_multi", "average", "none"
@@ -264,7 +264,7 @@ class AveragePooling(nn.Module):
     def forward(self, patches: Tensor) -> Pooled:
         b, h, w, _ = patches.shape
         values = self.norm(patches)
-        return Pooled(self.drop(values.mean((1, 2))), values.new_full((b, 1, h, w), 1 / (h * w)), values)
+        return Pooled(self.drop(patch_mean(values)), values.new_full((b, 1, h, w), 1 / (h * w)), values)
 
 
 class ClassWiseLinear(nn.Module):
