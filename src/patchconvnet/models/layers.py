@@ -15,6 +15,10 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the last axis of (B, h, w, C), otherwise `nn.BatchNorm2d`."""
 
     def forward(self, patches: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            # Inductor of torch 2.14 stops at a permuted view of unknown height and width that the backward pass needs;
+            # a list of patches has known strides, and the code that it makes is the same
+            return super().forward(patches.flatten(0, 2)[..., None, None]).view_as(patches)
         return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views, no copy
 
 

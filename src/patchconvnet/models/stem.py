@@ -102,14 +102,16 @@ class PooledStem(nn.Module):
         self.act = act_layer(act)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self._first(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        x = self._first(image.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
         repeated = zip(self.repeat_convs, self.repeat_norms, strict=True)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            x = F.max_pool2d(conv(x.permute(0, 3, 1, 2)), 2, ceil_mode=True).permute(0, 2, 3, 1)
-            x = self.act(norm(x))
+            x = self._normalised(norm, F.max_pool2d(conv(x), 2, ceil_mode=True))
             for again, its_norm in islice(repeated, self.repeats):
-                x = self.act(its_norm(again(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-        return x  # (B, h, w, C), a view of channels-last memory
+                x = self._normalised(its_norm, again(x))
+        return x.permute(0, 2, 3, 1)  # (B, h, w, C), a view of channels-last memory
+
+    def _normalised(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return self.act(norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     def _first(self, image: Tensor) -> Tensor:
         return self.act(self.convs[0](image))

@@ -49,9 +49,9 @@ class TrunkBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, patches: Tensor) -> Tensor:
-        x = self.act(self.conv1(self.norm(patches)))
-        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels-last memory
-        x = self.conv3(self.se(self.act(x)))
+        x = self.conv1(self.norm(patches)).permute(0, 3, 1, 2)  # a view: (B, C, h, w) in channels-last memory
+        x = self.act(self.conv2(self.act(x))).permute(0, 2, 3, 1)
+        x = self.conv3(self.se(x))
         return patches + self.drop_path(self.layer_scale(x))
 
 
@@ -90,8 +90,7 @@ class PreactivationBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, patches: Tensor) -> Tensor:
-        x = self.act(self.norm1(patches))
-        x = self.conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels-last memory
-        x = self.act(self.norm2(x))
-        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.norm1(patches).permute(0, 3, 1, 2)  # a view: (B, C, h, w) in channels-last memory
+        x = self.norm2(self.conv1(self.act(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.conv2(self.act(x)).permute(0, 2, 3, 1)
         return patches + self.drop_path(self.layer_scale(self.se(x)))
