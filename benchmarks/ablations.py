@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py --root DATA [--epochs 5] [--only "cutout of 8 pixels" …] [--seeds 1] [--out DIR]
 
-Trains with `patchconvnet train` on the first 40,000 training pictures; the last epoch's accuracy on the other 10,000
+Trains with `patchconvnet train` on the first 40,000 training images; the last epoch's accuracy on the other 10,000
 counts, the test set plays no part. Goes on where it was interrupted, and rewrites the table between the page's
 `<!-- ablations … -->` marks from docs/benchmarks/ablations.json, where lines that are not run keep what they have.
 """
@@ -26,7 +26,7 @@ from patchconvnet.training.recipe import read_recipe
 UNCHANGED = "the recipe"
 CHANGES: dict[str, list[str]] = {
     UNCHANGED: [],
-    "pictures of 32 pixels from the first epoch": ["--progressive.start", "1"],
+    "images of 32 pixels from the first epoch": ["--progressive.start", "1"],
     "first convolution trained like the others, not whitening": ["--model.whiten", "false"],
     "strided stem of the paper": ["--model.options", '{"stem": "strided"}', "--model.whiten", "false"],
     "the paper's blocks, dense 3×3": ["--model.options", '{"block": "paper"}'],
@@ -106,7 +106,7 @@ def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run
     model, trained = PatchConvNet.from_pretrained(run / "best"), read_recipe(run / "recipe.yaml")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        # of a forward pass, mean over the epochs, the first of which may see smaller pictures
+        # of a forward pass, mean over the epochs, the first of which may see smaller images
         "operations": operations(model, trained, 1) / (3 * epochs),
         "settings": settings(trained),
     }
@@ -133,7 +133,7 @@ def table(name: str, lines: dict[str, Any]) -> str:
     mean = {change: statistics.mean(line["top1"].values()) for change, line in lines.items()}
     gap = {change: statistics.mean(values) if values else None for change, values in gaps.items()}
     rows = [
-        f"| {name} | validation top-1 | against it, same seeds | seeds | million operations a picture |",
+        f"| {name} | validation top-1 | against it, same seeds | seeds | million operations an image |",
         "|---|---|---|---|---|",
     ]
     for change in sorted(lines, key=lambda change: (change != UNCHANGED, -(gap[change] or 0), -mean[change])):

@@ -22,7 +22,7 @@ from run_all import DOCS, RESULTS, write_text
 
 from patchconvnet import PatchConvNet
 from patchconvnet.data.datasets import load
-from patchconvnet.explain.maps import preprocessing_of
+from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.models.cost import multiply_accumulates
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.recipe import Recipe, read_recipe
@@ -37,7 +37,7 @@ AIMS = {
     "digits": "stated",
 }
 COLUMNS = [
-    "recipe", "aim", "test top-1", "top-5", "mirrored too", "seeds", "parameters", "weights", "epochs", "pictures",
+    "recipe", "aim", "test top-1", "top-5", "mirrored too", "seeds", "parameters", "weights", "epochs", "images",
     "PFLOP", "seconds", "on",
 ]  # fmt: skip
 BEGIN, END = "<!-- accuracy: made by benchmarks/accuracy.py -->", "<!-- end of accuracy -->"
@@ -97,7 +97,7 @@ def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path)
         "machine": provenance["devices"],
         "date": provenance["date"],
         "epochs": recipe.epochs,
-        "pictures": provenance["data"]["train"],
+        "images": provenance["data"]["train"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": (run / "best" / "model.safetensors").stat().st_size,
         "operations": operations(model, recipe, provenance["data"]["train"]),
@@ -115,18 +115,18 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def mirrored(model: PatchConvNet, recipe: Recipe, root: str | None) -> float:
-    """Test top-1 by the mean logits of each picture and its mirror image."""
+    """Test top-1 by the mean logits of each image and its mirror image."""
     test = load(recipe.data.name, root=root).require("test")
     return evaluate(model, test, preprocessing_of(model), mirror=True).top1
 
 
-def operations(model: PatchConvNet, recipe: Recipe, pictures: int) -> int:
+def operations(model: PatchConvNet, recipe: Recipe, images: int) -> int:
     """Multiplications and additions of the whole training: a step is three forward passes."""
     sizes = [
         recipe.progressive.size(recipe.preprocessing.size, model.patch_size, epoch, recipe.epochs)
         for epoch in range(recipe.epochs)
     ]
-    return sum(6 * multiply_accumulates(model, *size).ours * pictures for size in sizes)
+    return sum(6 * multiply_accumulates(model, *size).ours * images for size in sizes)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -147,7 +147,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             f"{one['parameters']:,}",
             f"{one['bytes'] / 1e6:.1f} MB",
             one["epochs"],
-            f"{one['pictures']:,}",
+            f"{one['images']:,}",
             f"{one['operations'] / 1e15:.2g}",
             " ".join(f"{r['seconds']:,.0f}" for r in runs),
             ", ".join(dict.fromkeys(r["machine"] for r in runs)),

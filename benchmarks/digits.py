@@ -1,11 +1,11 @@
-"""The digits recipe beside scikit-learn's classifiers, on the same divisions of the pictures.
+"""The digits recipe beside scikit-learn's classifiers, on the same divisions of the images.
 
     python benchmarks/digits.py [--divisions 5] [--out runs/digits]
 
-A division sets 270 of the 1,797 pictures aside for testing and 270 for validation, by which the recipe keeps its best
+A division sets 270 of the 1,797 images aside for testing and 270 for validation, by which the recipe keeps its best
 epoch. The classifiers see the 8×8 values as they are, 0 to 16; their settings are scikit-learn's defaults but for the
 support vectors' γ, that of its example on these digits. Nothing is chosen for them, so they leave the validation
-pictures alone. Goes on where it was interrupted.
+images alone. Goes on where it was interrupted.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from patchconvnet.data.datasets import load
-from patchconvnet.data.splits import Pictures
+from patchconvnet.data.splits import Images
 
 CLASSIFIERS = {
-    "support vector machine, Gaussian kernel, γ 0.001": SVC(gamma=0.001),
+    "support vector hardware, Gaussian kernel, γ 0.001": SVC(gamma=0.001),
     "5 nearest neighbours": KNeighborsClassifier(),
     "logistic regression": LogisticRegression(max_iter=5000),
 }
@@ -38,8 +38,8 @@ def main() -> None:
     top1: dict[str, list[float]] = {"the recipe": [], **{name: [] for name in CLASSIFIERS}}
     for division in range(a.divisions):
         top1["the recipe"].append(trained(division, a.out / str(division)))
-        pictures = load("digits", seed=division)
-        training, test = values(pictures.require("train")), values(pictures.require("test"))
+        images = load("digits", seed=division)
+        training, test = values(images.require("train")), values(images.require("test"))
         for name, classifier in CLASSIFIERS.items():
             top1[name].append(classifier.fit(*training).score(*test))
     print(f"| classifier | test top-1, mean ± spread | of {a.divisions} divisions |\n|---|---|---|")
@@ -61,9 +61,9 @@ def trained(division: int, run: Path) -> float:
     return float(json.loads(config.read_text())["metrics"]["test"]["top1"])
 
 
-def values(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+def values(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """(N, 64) values from 0 to 16 and (N,) labels."""
-    return pictures.images[:, 0].flatten(1).float().mul(16 / 255).numpy(), pictures.labels.numpy()
+    return images.images[:, 0].flatten(1).float().mul(16 / 255).numpy(), images.labels.numpy()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/epoch.py [--steps 100]
 
-The recipe is `keras_example`, its pictures random ones of CIFAR-10's size in a folder. What the command adds to the
+The recipe is `keras_example`, its images random ones of CIFAR-10's size in a folder. What the command adds to the
 steps is reading, augmentation, metrics, the learning rate, progress; at an epoch's end validation (its forward passes
-counted at their bare time too), TensorBoard's curves, attention pictures (every epoch here, every fifth in the recipe),
+counted at their bare time too), TensorBoard's curves, attention figures (every epoch here, every fifth in the recipe),
 table, checkpoint and, where it is the best, the model folder. These ends weigh 312 / steps times as much as with the
 example's 312 steps. Bare steps and trainings take turns, and each training is held against the bare steps just before
 and after it: over minutes a machine drifts by more than what the command adds.
@@ -26,15 +26,14 @@ from example_training import BATCH, SIZE, network, training_step
 from measuring import arguments, report, row, spread
 from PIL import Image
 
-from patchconvnet.models.fusion import fastest_dtype
-from patchconvnet.training.machine import keep_freed_memory
+from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 
 AIM = 1.05
 EPOCHS = 3  # of each training; the first one is warm-up
 BARE_STEPS, BARE_FORWARDS = 20, 4  # of each turn; their mean counts, as it is a mean that the training reports
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     for label in range(10):
         (folder / f"class_{label}").mkdir(parents=True)
@@ -66,12 +65,12 @@ def seconds_of(call: Callable[[], None], times: int) -> list[float]:
     return measured
 
 
-def train(pictures: Path, run: Path, threads: int) -> list[dict[str, float]]:
+def train(images: Path, run: Path, threads: int) -> list[dict[str, float]]:
     """The run's curves. Its seconds go from one epoch's row to the next's, with all that is written in between."""
     subprocess.run(
         [
             sys.executable, "-m", "patchconvnet", "train", "--recipe", "keras_example",
-            "--data.name", f"folder:{pictures}", "--data.validation", "null", "--epochs", str(EPOCHS),
+            "--data.name", f"folder:{images}", "--data.validation", "null", "--epochs", str(EPOCHS),
             "--monitor.every", "1", "--out", str(run),
         ],
         check=True,
@@ -93,12 +92,12 @@ def main() -> None:
     measured: dict[str, list[float]] = {"bare step": [], "bare forward": [], "epoch": []}
     step, forward = bare_calls()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        write_pictures(pictures / "train", a.steps * BATCH + 9)
-        write_pictures(pictures / "val", validation)
+        images = Path(folder) / "images"
+        write_images(images / "train", a.steps * BATCH + 9)
+        write_images(images / "val", validation)
         before = seconds_of(step, BARE_STEPS), seconds_of(forward, BARE_FORWARDS)
         for turn in range(a.rounds):
-            curves = train(pictures, Path(folder) / f"run{turn}", a.threads)
+            curves = train(images, Path(folder) / f"run{turn}", a.threads)
             after = seconds_of(step, BARE_STEPS), seconds_of(forward, BARE_FORWARDS)
             bare_step, bare_forward = (float(np.mean(one + two)) for one, two in zip(before, after, strict=True))
             training = a.steps * bare_step
@@ -119,7 +118,7 @@ def main() -> None:
             at_most=True,
         ),
         row(
-            f"a whole epoch of {a.steps} steps, with validation, curves, attention pictures and checkpoint",
+            f"a whole epoch of {a.steps} steps, with validation, curves, attention figures and checkpoint",
             "the bare step × steps + the bare forward × validation batches",
             AIM,
             spread(of_epochs),

@@ -68,7 +68,7 @@ def main() -> None:
             measured = ratio(times, theirs, "ours") if keras else keras_process.MISSING
             rows.append(row(f"inference of the example's network, {what}", theirs, AIMS[call], measured))
         medians |= {f"{name}, {what}": value for name, value in seconds(times).items()}
-    facts["operations for a picture"] = 2 * multiply_accumulates(model, 48, 48).ours
+    facts["operations for an image"] = 2 * multiply_accumulates(model, 48, 48).ours
     if keras is not None:
         facts["versions"] = keras.about
     report(rows, medians, facts)

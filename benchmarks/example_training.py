@@ -18,9 +18,8 @@ from measuring import arguments, matrix_product, race, ratio, report, row, secon
 from torch import nn
 
 import patchconvnet  # noqa: F401  (registers the models)
+from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 from patchconvnet.models.cost import multiply_accumulates
-from patchconvnet.models.fusion import fastest_dtype
-from patchconvnet.training.machine import keep_freed_memory
 from patchconvnet.training.optimization import build_optimizer
 from patchconvnet.training.recipe import OptimizationOptions
 
@@ -35,7 +34,7 @@ def network(act: str = "gelu_tanh") -> Any:
 
 
 def training_step(model: Any, dtype: torch.dtype, run: nn.Module | None = None) -> Callable[[], None]:
-    """One step on random pictures, in autocast to `dtype`; `run` is the compiled model, if there is one."""
+    """One step on random images, in autocast to `dtype`; `run` is the compiled model, if there is one."""
     optimizer = build_optimizer(model, OptimizationOptions())
     images = torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,))

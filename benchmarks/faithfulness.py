@@ -40,13 +40,13 @@ def main() -> None:
 
 
 def table(methods: list[dict[str, Any]], columns: list[tuple[str, str]], time: bool) -> str:
-    """Mean ± standard error of the mean for each method and measure, and the time a picture takes."""
-    head = ["map", *(title for _, title in columns), *(["ms a picture"] if time else [])]
+    """Mean ± standard error of the mean for each method and measure, and the time an image takes."""
+    head = ["map", *(title for _, title in columns), *(["ms an image"] if time else [])]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method in methods:
         cells = [_cell(method["figures"].get(name)) for name, _ in columns]
         if set(cells) != {"–"}:
-            seconds = [f"{1000 * method['seconds_per_picture']:.1f}"] if time else []
+            seconds = [f"{1000 * method['seconds_per_image']:.1f}"] if time else []
             rows.append("| " + " | ".join([method["title"], *cells, *seconds]) + " |")
     return "\n".join(rows)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/heads.py --root DATA --out runs/heads [--epochs 3] [--seeds 3] [--heads additive keras]
 
-Trains with `patchconvnet train` on the first 40,000 training pictures; the epoch of best accuracy on the other 10,000
+Trains with `patchconvnet train` on the first 40,000 training images; the epoch of best accuracy on the other 10,000
 is tested once. Every run is resumable, so the script is too. Prints mean and spread of the test accuracy.
 """
 

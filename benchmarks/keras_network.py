@@ -26,7 +26,7 @@ GELU = {"tanh": keras.ops.gelu, "exact": keras.activations.gelu}
 
 
 class ClassToken(layers.Layer):
-    """A trainable row of zeros, for every picture of the batch."""
+    """A trainable row of zeros, for every image of the batch."""
 
     def build(self, input_shape):
         self.token = self.add_weight(shape=(1, 1, DIM), initializer="zeros", name="token")

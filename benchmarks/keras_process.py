@@ -31,7 +31,7 @@ class KerasNetwork:
         self.about: dict[str, Any] = self._answer("ready")
 
     def seconds(self, mode: str, call: str, count: int = 1) -> float:
-        """Mean seconds of `count` calls: a training `step` or a `batch` of 128 pictures, or `one`."""
+        """Mean seconds of `count` calls: a training `step` or a `batch` of 128 images, or `one`."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{mode} {call} {count}\n")
         self.process.stdin.flush()

@@ -15,7 +15,7 @@ import torch
 from measuring import arguments, race, ratio, report, row, seconds
 
 import patchconvnet  # noqa: F401  (registers the models)
-from patchconvnet.explain.evidence import look
+from patchconvnet.explanation.evidence import look
 
 AIM, EVIDENCE_AIM = 1.01, 1.02
 NETWORKS = (  # name, size, batch, calls in a turn: few, for a percent is looked for and machines drift

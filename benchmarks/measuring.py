@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 
-from patchconvnet.models.fusion import cpu_has_bfloat16, cpu_has_matrix_units
+from patchconvnet.hardware import cpu_has_bfloat16, cpu_has_matrix_units
 
 Times = dict[str, list[float]]  # seconds of each round, by contender
 

@@ -42,21 +42,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the network's input")
     a = parser.parse_args()
     data = a.out / "data"
-    pictures, masks = data / "pictures", data / "masks"
+    images, masks = data / "images", data / "masks"
     if not data.exists():
         part = a.out / "data.part"
         shutil.rmtree(part, ignore_errors=True)
-        unpack(a.photographs, part / "pictures", part / "masks")
+        unpack(a.photographs, part / "images", part / "masks")
         part.rename(data)
     reports, accuracies = [], []
     for seed in range(a.seeds):
         run, audit = a.out / f"run-{seed}", a.out / f"audit-{seed}"
         patchconvnet(
-            "train", "--recipe", str(RECIPE), "--data.name", f"folder:{pictures}", "--model.name", a.start,
+            "train", "--recipe", str(RECIPE), "--data.name", f"folder:{images}", "--model.name", a.start,
             "--preprocessing.size", str([a.size, a.size]), "--seed", str(seed), "--out", str(run), "--resume", "auto",
         )  # fmt: skip
         patchconvnet(
-            "audit", "--model", str(run / "best"), "--data", f"folder:{pictures}", "--masks", str(masks),
+            "audit", "--model", str(run / "best"), "--data", f"folder:{images}", "--masks", str(masks),
             "--target", "label", *AUDIT, "--out", str(audit),
         )  # fmt: skip
         reports.append(json.loads((audit / "report.json").read_text()))
@@ -69,14 +69,14 @@ def patchconvnet(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "patchconvnet", *arguments], check=True)
 
 
-def unpack(source: Path, pictures: Path, masks: Path) -> None:
-    """Pictures as split/species/name.jpg, masks as species/name.png; a picture's split follows from its name alone."""
+def unpack(source: Path, images: Path, masks: Path) -> None:
+    """Images as split/species/name.jpg, masks as species/name.png; an image's split follows from its name alone."""
     import pyarrow.parquet
 
     for row in pyarrow.parquet.read_table(source).to_pylist():
         lot = zlib.crc32(row["name"].encode()) % 100
         split = "train" if lot < 55 else "val" if lot < 70 else "test"
-        folder = pictures / split / row["species"]
+        folder = images / split / row["species"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{row['name']}.jpg").write_bytes(row["image"])
         if split == "test":

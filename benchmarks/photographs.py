@@ -12,8 +12,8 @@ from pathlib import Path
 
 from patchconvnet import PatchConvNet
 from patchconvnet.data.datasets import load
-from patchconvnet.explain import explain
-from patchconvnet.explain.maps import preprocessing_of
+from patchconvnet.explanation import explain
+from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.training.evaluation import evaluate
 
 SIZES = (32, 40, 48, 64)

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from patchconvnet.files import write_whole
+from patchconvnet.files import write_atomic
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RESULTS = DOCS / "benchmarks"
 KERAS = ("example_training", "example_inference")
-SCRIPTS = (*KERAS, "epoch", "s60_inference", "maps", "picture_size", "training_memory")
+SCRIPTS = (*KERAS, "epoch", "s60_inference", "maps", "image_size", "training_memory")
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def marks(beside: str | None = None) -> tuple[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    write_whole(path, lambda part: part.write_text(text))
+    write_atomic(path, lambda part: part.write_text(text))
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:

@@ -51,7 +51,7 @@ def main() -> None:
             row(f"inference of S60 at 224 pixels, batch {batch}", "eager, channels-first, float32", aim, measured)
         )
         medians |= {f"{name}, batch {batch}": value for name, value in seconds(times).items()}
-    facts["operations for a picture"] = 2 * multiply_accumulates(model, 224, 224).ours
+    facts["operations for an image"] = 2 * multiply_accumulates(model, 224, 224).ours
     facts["matrix product, operations a second"] = product_operations / seconds(times)["matrix product"]
     report(rows, medians, facts)
 

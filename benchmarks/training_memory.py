@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from measuring import arguments, report, row, spread
 
 import patchconvnet  # noqa: F401  (registers the models)
-from patchconvnet.models.fusion import fastest_dtype
+from patchconvnet.hardware import fastest_dtype
 
 WAYS = ("fastest format", "float32", "fastest format, grad checkpointing")
 OURS, RESNET = "patchconvnet_s60", "resnet50"

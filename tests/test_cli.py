@@ -75,19 +75,19 @@ def test_explains_at_another_size_and_for_another_class(
     assert np.load(tmp_path / "cat_map.npy").shape == (12, 16)
 
 
-def test_explains_a_folder_and_leaves_out_what_is_no_picture(
+def test_explains_a_folder_and_leaves_out_what_is_no_image(
     photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for target in (folder / "cat.png", folder / "more" / "cat.png"):
         target.write_bytes(photograph.read_bytes())
-    (folder / "note.jpg").write_text("not a picture")
+    (folder / "note.jpg").write_text("not an image")
     out_folder = tmp_path / "out"
     code, out, _ = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder)
     assert code == 0
     assert "note.jpg" in out
-    assert "1 of 3 pictures could not be read" in out
+    assert "1 of 3 images could not be read" in out
     assert sorted(path.name for path in out_folder.glob("*.json")) == ["cat.json", "more_cat.json"]
     assert (out_folder / "contact_sheet.png").is_file()
     code, _, err = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder, "--strict")
@@ -101,7 +101,7 @@ def test_evaluates(digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "top-1" in out
     result = json.loads((tmp_path / "evaluation.json").read_text())
     confusion = np.loadtxt(tmp_path / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11))
-    assert confusion.sum() == result["pictures"] == 270
+    assert confusion.sum() == result["images"] == 270
     assert np.trace(confusion) / 270 == pytest.approx(result["top1"])
     assert len((tmp_path / "per_class.csv").read_text().splitlines()) == 11
     assert Image.open(tmp_path / "confusion.png").size[0] > 200
@@ -119,17 +119,17 @@ def test_evaluates_what_the_training_set_aside(
     code, _, err = answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits")
     assert (code, err) == (0, "")
     evaluated = json.loads((tmp_path / "evaluations/a-best-digits-test/evaluation.json").read_text())
-    assert evaluated["pictures"] == 1500
+    assert evaluated["images"] == 1500
     assert evaluated["loss"] == pytest.approx(tested["loss"], rel=1e-4)
     code, _, err = answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--split", "validation")
     assert code == 2
     assert "no validation split" in err
-    with pytest.warns(UserWarning, match="digits is divided otherwise than when the model was trained: its test p"):
+    with pytest.warns(UserWarning, match="digits is divided otherwise than when the model was trained: its test i"):
         answer(capsys, "evaluate", "--model", "runs/a/best", "--data", "digits", "--test", "300", "--size", "[16, 24]")
     assert (tmp_path / "evaluations/a-best-digits-test-16x24-test_300/evaluation.json").is_file()
 
 
-def test_other_pictures_than_the_training_had_are_said_so(
+def test_other_images_than_the_training_had_are_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,15 +146,15 @@ def test_other_pictures_than_the_training_had_are_said_so(
     for name in (("folder:pets",), (f"folder:{tmp_path}/pets",), ("folder:pets", "--root", tmp_path)):
         code, out, err = answer(capsys, *evaluate, *name)
         assert (code, err) == (0, "")
-        assert "\n10 pictures: loss" in out
-    moved = (tmp_path / "pets").rename(tmp_path / "moved")  # not known by its name any more, but by its pictures
+        assert "\n10 images: loss" in out
+    moved = (tmp_path / "pets").rename(tmp_path / "moved")  # not known by its name any more, but by its images
     with pytest.warns(UserWarning, match="divided otherwise"):
         answer(capsys, *evaluate, f"folder:{moved}")
     code, _, err = answer(capsys, *evaluate, f"folder:{moved}", "--test", "0.4", "--data_seed", "3")
     assert (code, err) == (0, "")
     (moved / "cat" / "3.png").unlink()
     moved.rename(tmp_path / "pets")
-    with pytest.warns(UserWarning, match="not the same pictures"):
+    with pytest.warns(UserWarning, match="not the same images"):
         answer(capsys, *evaluate, "folder:pets")
 
 
@@ -174,7 +174,7 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (("explain", "{photo}", "--model", "{model}", "--target", "elephant"), "elephant"),
         (("explain", "{photo}", "--model", "{model}", "--size", "2"), "smaller than one patch"),
         (("explain", "{photo}", "--model", "{model}", "--device", "toaster"), "toaster"),
-        (("explain", "{text}", "--model", "{model}"), "none of the 1 pictures"),
+        (("explain", "{text}", "--model", "{model}"), "none of the 1 images"),
         (("evaluate", "--model", "{model}", "--data", "cifar11"), "cifar10"),
         (("evaluate", "--model", "{model}", "--data", "folder:/no/such/folder"), "/no/such/folder"),
         (("evaluate", "--model", "{model}"), "data"),
@@ -199,7 +199,7 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             ("train", "--epochs", "models.train.x"),
             "expected int, not models.train.x. What there is: patchconvnet train --h",
         ),
-        (("explain",), "required: pictures. What there is: patchconvnet explain --help"),
+        (("explain",), "required: images. What there is: patchconvnet explain --help"),
         (("explain", "{photo}", "--taget", "cat"), "Did you mean --target?"),
         (("trian",), "Did you mean train?"),
     ],
@@ -213,7 +213,7 @@ def test_a_mistake_gets_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tmp_path / "text.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     places = {"photo": photograph, "model": digits_model, "text": text, "empty": tmp_path / "run"}
     code, _, err = answer(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2

@@ -17,16 +17,19 @@ MODULES = {
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "models": {"errors", "files"},
-    "data": {"errors"},
-    "explain": {"errors", "files", "models", "data"},
-    "training": {"errors", "files", "models", "data"},
-    "deploy": {"errors", "files", "models", "data", "explain"},
-    "cli": {"errors", "models", "data", "explain", "training", "deploy"},
+    "hardware": set(),
+    "models": {"errors", "files", "hardware"},
+    "data": {"errors", "files"},
+    "explanation": {"errors", "files", "models", "data"},
+    "faithfulness": {"errors", "files", "hardware", "models", "data", "explanation"},
+    "training": {"errors", "files", "hardware", "models", "data"},
+    "deploy": {"errors", "files", "models", "data", "explanation"},
+    "commands": {"errors", "files", "hardware", "models", "data", "explanation", "faithfulness", "training", "deploy"},
+    "cli": {"errors", "models", "data", "explanation", "faithfulness", "training", "deploy", "commands"},
     "__main__": {"cli"},
 }
-# training shows attention through explain, in its monitor and nowhere else
-EXCEPTIONS = {"patchconvnet.training.monitor": {"explain"}}
+# training shows attention through explanation, in its monitor and nowhere else
+EXCEPTIONS = {"patchconvnet.training.monitor": {"explanation"}}
 
 
 def imports(module: str, for_types: bool = True) -> set[str]:

@@ -48,7 +48,7 @@ def test_the_wheel_runs_outside_of_the_checkout(built: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_distributions_hold_what_they_need_and_no_pictures_of_others(built: Path) -> None:
+def test_distributions_hold_what_they_need_and_no_images_of_others(built: Path) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (

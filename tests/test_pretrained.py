@@ -8,7 +8,7 @@ from skimage import data
 from patchconvnet import PatchConvNet
 from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.explain import explain
+from patchconvnet.explanation import explain
 from patchconvnet.models.weights import SHIPPED, shipped_models
 from patchconvnet.training.evaluation import evaluate
 
@@ -25,8 +25,8 @@ def test_it_is_small_and_says_where_it_comes_from(model: PatchConvNet) -> None:
     assert sum(path.stat().st_size for path in (SHIPPED / "cifar10").iterdir()) <= 4_000_000
     metadata = model.metadata
     assert metadata.class_names == CIFAR10
-    pictures = metadata.provenance["data"]
-    assert {name: pictures[name] for name in ("name", "train", "test")} == {
+    images = metadata.provenance["data"]
+    assert {name: images[name] for name in ("name", "train", "test")} == {
         "name": "cifar10", "train": 50_000, "test": 10_000,
     }  # fmt: skip
     for key in ("recipe", "date", "patchconvnet", "seconds", "devices"):
@@ -45,7 +45,7 @@ def test_it_reaches_the_stated_accuracy(model: PatchConvNet, cifar10_root: Path)
     assert cifar10.fingerprint() == model.metadata.provenance["data"]["fingerprint"]
     result = evaluate(model, cifar10.require("test"), Preprocessing.from_dict(model.metadata.preprocessing))
     stated = model.metadata.metrics["test"]
-    assert result.count == stated["pictures"] == 10_000
+    assert result.count == stated["images"] == 10_000
     assert result.top1 == pytest.approx(stated["top1"], abs=0.0005)
     assert result.top5 == pytest.approx(stated["top5"], abs=0.0005)
 

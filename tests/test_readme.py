@@ -24,7 +24,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a reader has: a photograph of a cat, and pictures of two classes (crops of photographs)."""
+    """A folder with what a reader has: a photograph of a cat, and images of two classes (crops of photographs)."""
     folder = tmp_path_factory.mktemp("home")
     Image.fromarray(data.chelsea()).save(folder / "cat.jpg")
     for name, photograph in {"cat": data.chelsea(), "cup": data.coffee()}.items():

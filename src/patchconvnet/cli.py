@@ -49,7 +49,7 @@ class CommandLine(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         known = [option for action in parser._actions for option in action.option_strings]
-        if missing := re.match(r"the following arguments are required: (\w+)\.", message):  # explain.pictures
+        if missing := re.match(r"the following arguments are required: (\w+)\.", message):  # explain.images
             message, program = message.replace(f"{missing[1]}.", ""), f"{program} {missing[1]}"
         for theirs, ours in _JSONARGPARSE_SAYS:
             message = re.sub(theirs, ours, message)
@@ -162,8 +162,8 @@ def _recipe_first(arguments: list[str]) -> list[str]:
 
 
 def _train(parser: ArgumentParser, values: Namespace) -> int:
+    from patchconvnet.training.launch import Hardware
     from patchconvnet.training.loop import train
-    from patchconvnet.training.machine import Machine
     from patchconvnet.training.recipe import recipe_from
 
     out = values.out
@@ -172,9 +172,9 @@ def _train(parser: ArgumentParser, values: Namespace) -> int:
             raise UserError("--resume needs --out, the run folder to go on with")
         name = Path(str(values.recipe[0])).stem if values.recipe else "run"
         out = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    machine = Machine(values.accelerator, values.devices, values.nodes, values.strategy)
+    hardware = Hardware(values.accelerator, values.devices, values.nodes, values.strategy)
     try:
-        train(recipe_from(parser, values), out, resume=values.resume, machine=machine)
+        train(recipe_from(parser, values), out, resume=values.resume, hardware=hardware)
     except KeyboardInterrupt:
         if _is_first_process():
             again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
@@ -195,18 +195,18 @@ def _is_first_process() -> bool:
 def _evaluate_parser() -> ArgumentParser:
     parser = CommandLine(
         formatter_class=HelpFormatter,
-        description="Measure a model on labelled pictures: loss, top-1, top-5, calibration, per class, confusion.\n\n"
+        description="Measure a model on labelled images: loss, top-1, top-5, calibration, per class, confusion.\n\n"
         "  patchconvnet evaluate --model runs/quick/best --data cifar10\n"
         "  patchconvnet evaluate --model runs/pets/best --data folder:my_pictures --split validation --out report",
     )
     _add_model_options(parser)
     _add_data_options(parser)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=2, help="processes that read picture files")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read image files")
     parser.add_argument(
         "--mirror",
         action="store_true",
-        help="mean logits of each picture and its mirror image; say so where you report it",
+        help="mean logits of each image and its mirror image; say so where you report it",
     )
     parser.add_argument(
         "--out",
@@ -277,15 +277,15 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
 
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("class")
-    for name in ("pictures", "recall", "precision"):
+    for name in ("images", "recall", "precision"):
         table.add_column(name, justify="right")
     for row in result.per_class():
         shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision"))
-        table.add_row(row["class"], f"{row['pictures']:,}", *shares)
+        table.add_row(row["class"], f"{row['images']:,}", *shares)
     if len(result.class_names) <= 40:
         console.print(table)
     console.print(
-        f"{result.count:,} pictures: loss {result.loss:.4f}, top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"{result.count:,} images: loss {result.loss:.4f}, top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
         f"calibration error {result.calibration_error:.2%}"
     )
 
@@ -296,14 +296,14 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
 def _explain_parser() -> ArgumentParser:
     parser = CommandLine(
         formatter_class=HelpFormatter,
-        description="See what a model says about pictures and which patches made it say so.\n\n"
+        description="See what a model says about images and which patches made it say so.\n\n"
         "  patchconvnet explain cat.jpg\n"
         "  patchconvnet explain holiday/ 'more/*.png' --model runs/pets/best --out maps --target dog\n\n"
-        "For each picture: a figure, the map as .npy and as a transparent overlay, and a JSON. Without --model,\n"
+        "For each image: a figure, the map as .npy and as a transparent overlay, and a JSON. Without --model,\n"
         "a small CIFAR-10 model that ships with the package is used, which knows airplane, automobile, bird, cat,\n"
         "deer, dog, frog, horse, ship and truck.",
     )
-    parser.add_argument("pictures", nargs="+", help="picture files, folders of them, or patterns in quotes")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, or patterns in quotes")
     _add_model_options(parser, default=SHIPPED)
     parser.add_argument("--out", type=Path, default=Path("explanations"), help="folder for what is made")
     parser.add_argument(
@@ -317,7 +317,7 @@ def _explain_parser() -> ArgumentParser:
     )
     parser.add_argument("--refine", type=int, default=0, help="average n × n shifts and both flips into a finer map")
     parser.add_argument("--top", type=int, default=5, help="classes that figures list")
-    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
     return parser
 
 
@@ -325,19 +325,19 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from patchconvnet.data.folders import find_pictures
-    from patchconvnet.data.preprocessing import read_picture
-    from patchconvnet.explain import explain
-    from patchconvnet.explain.figures import contact_sheet, save_picture, to_image
+    from patchconvnet.data.folders import find_images
+    from patchconvnet.data.preprocessing import read_image
+    from patchconvnet.explanation import explain
+    from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
 
-    paths = find_pictures(values.pictures)
+    paths = find_images(values.images)
     model, _ = _load_model(values)
     console = Console(highlight=False)
     explained, unreadable = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
         for path, stem in zip(bar.track(paths, description="explaining"), _unique_stems(paths), strict=True):
             try:
-                picture = read_picture(path)
+                image = read_image(path)
             except UserError as error:
                 if values.strict:
                     raise
@@ -345,21 +345,21 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
                 console.print(f"skipped: {error}", style="yellow", soft_wrap=True)
                 continue
             explanation = explain(
-                model, picture, size=values.size, target=values.target, refine=values.refine, top=values.top, name=stem
+                model, image, size=values.size, target=values.target, refine=values.refine, top=values.top, name=stem
             )
             saved = explanation.save(values.out, stem)
             likely = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.top_classes(3))
             console.print(f"{path}: {likely} → {saved.figure}", soft_wrap=True)
             explained.append(explanation.scaled(320))
     if not explained:
-        raise UserError(f"none of the {len(paths)} pictures could be read")
+        raise UserError(f"none of the {len(paths)} images could be read")
     if len(explained) > 1:
         for i, sheet in enumerate(contact_sheet(explained)):
             target = values.out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
-            save_picture(to_image(sheet), target)
+            save_image(to_image(sheet), target)
             console.print(f"contact sheet: {target}", soft_wrap=True)
     if unreadable:
-        console.print(f"{len(unreadable)} of {len(paths)} pictures could not be read and were left out")
+        console.print(f"{len(unreadable)} of {len(paths)} images could not be read and were left out")
     return 0
 
 
@@ -382,7 +382,7 @@ def _unique_stems(paths: list[Path]) -> list[str]:
 
 
 def _audit_parser() -> ArgumentParser:
-    from patchconvnet.explain.audit_settings import AuditSettings
+    from patchconvnet.faithfulness.settings import AuditSettings
 
     parser = CommandLine(
         formatter_class=HelpFormatter,
@@ -394,16 +394,16 @@ def _audit_parser() -> ArgumentParser:
     )
     _add_model_options(parser)
     _add_data_options(parser)
-    parser.add_argument("--boxes", type=Path | None, default=None, help="CSV with the columns picture, x0, y0, x1, y1")
-    parser.add_argument("--masks", type=Path | None, default=None, help="folder with a mask for each picture")
+    parser.add_argument("--boxes", type=Path | None, default=None, help="CSV with the columns image, x0, y0, x1, y1")
+    parser.add_argument("--masks", type=Path | None, default=None, help="folder with a mask for each image")
     parser.add_class_arguments(AuditSettings)
     parser.add_argument("--out", type=Path, default=Path("audit"), help="folder for the report and the audit's state")
     return parser
 
 
 def _audit(parser: ArgumentParser, values: Namespace) -> int:
-    from patchconvnet.explain.audit import audit
-    from patchconvnet.explain.audit_settings import AuditSettings
+    from patchconvnet.faithfulness.audit import audit
+    from patchconvnet.faithfulness.settings import AuditSettings
 
     settings = AuditSettings(**{f.name: values[f.name] for f in fields(AuditSettings)})
     model, device = _load_model(values)
@@ -454,7 +454,7 @@ def _giga(count: float) -> str:
 
 
 _MODELS_CAPTION = (
-    "\nGMAC: multiply-accumulates of one picture of the input size, in 10⁹, as published; here: what this package "
+    "\nGMAC: multiply-accumulates of one image of the input size, in 10⁹, as published; here: what this package "
     "computes for the same numbers.\nWeights are had as MODEL.WEIGHTS, such as patchconvnet_s60.fb_in1k."
 )
 
@@ -474,14 +474,14 @@ def _add_data_options(parser: ArgumentParser) -> None:
             help="share or number set aside for it; as the model was trained with, if it was on this data",
         )
     parser.add_argument("--data_seed", type=int | None, default=None, help="of that choice (data.seed); likewise")
-    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
     parser.add_argument(
         "--size", type=_size_type(), default=None, help="another network input, SIDE or [HEIGHT, WIDTH]"
     )
 
 
 def _load_data(values: Namespace, model: Any) -> Any:
-    """The data set, split as the model's training split it: with other numbers, pictures it learned would be tested."""
+    """The data set, split as the model's training split it: with other numbers, images it learned would be tested."""
     from patchconvnet.data import datasets
 
     provenance = model.metadata.provenance
@@ -496,10 +496,10 @@ def _load_data(values: Namespace, model: Any) -> Any:
         values.data, root=values.root, validation=split["validation"], test=split["test"], seed=split["seed"] or 0,
         strict=values.strict, show_progress=True,
     )  # fmt: skip
-    before, now, asked = trained.get("fingerprint", {}), data.fingerprint(), f"{values.split} pictures"
-    same_pictures = before.get("all pictures") == now["all pictures"]
-    if (same_name or same_pictures) and before.get(asked, now[asked]) != now[asked]:
-        how = "divided otherwise" if same_pictures else "not the same pictures"
+    before, now, asked = trained.get("fingerprint", {}), data.fingerprint(), f"{values.split} images"
+    same_images = before.get("all images") == now["all images"]
+    if (same_name or same_images) and before.get(asked, now[asked]) != now[asked]:
+        how = "divided otherwise" if same_images else "not the same images"
         warnings.warn(
             f"{values.data} is {how} than when the model was trained: its {asked} may be some that it has learned",
             stacklevel=2,
@@ -515,7 +515,7 @@ def _data_path(name: str, root: str | None = None) -> str:
 
 
 def _preprocessing(model: Any, values: Namespace) -> Any:
-    from patchconvnet.explain.maps import preprocessing_of
+    from patchconvnet.explanation.explainer import preprocessing_of
 
     preprocessing = preprocessing_of(model)
     return preprocessing if values.size is None else preprocessing.with_size(values.size)
@@ -555,9 +555,9 @@ def _size_type() -> Any:
 SHIPPED = "cifar10"
 
 COMMANDS = {
-    "train": Command("train a network on your pictures", _train_parser, _train),
-    "evaluate": Command("measure a model on labelled pictures", _evaluate_parser, _evaluate),
-    "explain": Command("see what a model says about a picture, and which patches made it", _explain_parser, _explain),
+    "train": Command("train a network on your images", _train_parser, _train),
+    "evaluate": Command("measure a model on labelled images", _evaluate_parser, _evaluate),
+    "explain": Command("see what a model says about an image, and which patches made it", _explain_parser, _explain),
     "audit": Command("measure how faithful a model's maps are, beside the usual methods", _audit_parser, _audit),
     "models": Command("list the variants and their published weights", _models_parser, _models),
 }

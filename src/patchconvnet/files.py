@@ -20,10 +20,10 @@ def write_array(target: Path, values: np.ndarray) -> None:
         with part.open("wb") as file:  # given a path, NumPy would add an ending
             np.save(file, values)
 
-    write_whole(target, write)
+    write_atomic(target, write)
 
 
-def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+def write_atomic(target: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` write a file aside, and rename it to `target`; on any failure `target` stays as it was."""
     part = aside(target)
     try:

@@ -120,7 +120,7 @@ def test_canvas_crop_of_the_keras_example() -> None:
     seen = set()
     for seed in range(10):
         values, _ = augmented(config, images, Preprocessing((48, 48), antialias=False), seed=seed)
-        for picture, value in zip(canvas, values, strict=True):
+        for image, value in zip(canvas, values, strict=True):
             places = [
                 (top, left, flip)
                 for top in range(5)
@@ -128,7 +128,7 @@ def test_canvas_crop_of_the_keras_example() -> None:
                 for flip in (False, True)
                 if torch.allclose(
                     value,
-                    (picture.flip(-1) if flip else picture)[:, top : top + 48, left : left + 48],
+                    (image.flip(-1) if flip else image)[:, top : top + 48, left : left + 48],
                     atol=2e-6,
                     rtol=0,
                 )
@@ -175,11 +175,11 @@ def test_random_flip_is_by_coin_in_every_epoch() -> None:
 def test_random_resized_crop_draws_boxes_within_scale_and_ratio() -> None:
     """Red is x and green is y, so each result shows the box it was cut from."""
     y, x = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
-    picture = torch.stack((x, y, torch.zeros_like(x))).to(torch.uint8)
+    image = torch.stack((x, y, torch.zeros_like(x))).to(torch.uint8)
     config = AugmentationConfig(random_resized_crop_scale=(0.2, 0.6), flip="random")
-    values, _ = augmented(config, picture.expand(500, -1, -1, -1), Preprocessing((32, 32)))
+    values, _ = augmented(config, image.expand(500, -1, -1, -1), Preprocessing((32, 32)))
     values = values * 255
-    # Pixel centres 8 and 24 are half of the box apart and lie inside of the picture's border.
+    # Pixel centres 8 and 24 are half of the box apart and lie inside of the image's border.
     widths = (values[:, 0, 16, 24] - values[:, 0, 16, 8]).abs() * 2
     heights = (values[:, 1, 24, 16] - values[:, 1, 8, 16]) * 2
     areas, ratios = widths * heights / 16_000, widths / heights
@@ -302,7 +302,7 @@ def test_cutmix_shares_labels_by_area() -> None:
         ({"random_resized_crop_ratio": (0.0, 1.0)}, "0 < low ≤ high"),
         ({"canvas": 15}, "canvas 15×15 is smaller than the network's input 16×16"),
         ({"canvas": (40, 15)}, "canvas 40×15 is smaller"),
-        ({"random_crop_padding": 16}, "narrower than the picture"),
+        ({"random_crop_padding": 16}, "narrower than the image"),
         ({"cutout": 17}, "larger than the network's input 16×16"),
         ({"randaugment": "m9"}, "which timm does not know"),
         ({"randaugment": "rand-x9"}, "which timm does not know"),

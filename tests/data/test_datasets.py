@@ -17,12 +17,12 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchconvnet.data.datasets import default_root, load
-from patchconvnet.data.splits import Pictures
+from patchconvnet.data.splits import Images
 from patchconvnet.errors import UserError
 
 
-def memory(split: object) -> Pictures:
-    assert isinstance(split, Pictures)
+def memory(split: object) -> Images:
+    assert isinstance(split, Images)
     return split
 
 
@@ -35,7 +35,7 @@ def test_digits() -> None:
     assert images.shape == (1797, 3, 8, 8)
     assert images.dtype == torch.uint8
     assert (images.min(), images.max()) == (0, 255)
-    # All of scikit-learn's pictures with their labels, each in one split.
+    # All of scikit-learn's images with their labels, each in one split.
     original = load_digits()
     expected = sorted(
         (row.tobytes(), label)
@@ -64,7 +64,7 @@ def test_cifar10(cifar10_root: Path) -> None:
     original = CIFAR10(cifar10_root)
     for index in (0, 39_999, 40_000, 49_999):
         part, place = (train, index) if index < 40_000 else (validation, index - 40_000)
-        assert np.array_equal(np.asarray(part.picture(place)), original.data[index])
+        assert np.array_equal(np.asarray(part.image(place)), original.data[index])
         assert part.labels[place] == original.targets[index]
     whole = load("cifar10", root=cifar10_root / "cifar-10-batches-py", validation=0, download=False)
     assert whole.validation is None
@@ -77,7 +77,7 @@ def test_cifar10(cifar10_root: Path) -> None:
 
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """CIFAR-10 and CIFAR-100 of 20 + 10 pictures on a local server, in archives laid out as the real ones.
+    """CIFAR-10 and CIFAR-100 of 20 + 10 images on a local server, in archives laid out as the real ones.
 
     Gives the folder that the server shows.
     """
@@ -153,8 +153,8 @@ def test_missing_cifar_is_told(small_cifar: Path, tmp_path: Path) -> None:
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATCHCONVNET_DATA", "~/pictures")
-    assert default_root() == Path.home() / "pictures"
+    monkeypatch.setenv("PATCHCONVNET_DATA", "~/images")
+    assert default_root() == Path.home() / "images"
     monkeypatch.delenv("PATCHCONVNET_DATA")
     assert default_root() == Path.home() / ".cache" / "patchconvnet"
 
@@ -184,5 +184,5 @@ def test_unknown_names_are_refused_in_words(
 def test_options_that_do_not_fit_are_refused_in_words(small_cifar: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cifar10 has a test set of its own"):
         load("cifar10", test=0.1)
-    with pytest.raises(UserError, match="validation is 20, which takes 20 of 20 pictures"):
+    with pytest.raises(UserError, match="validation is 20, which takes 20 of 20 images"):
         load("cifar10", root=tmp_path, validation=20)

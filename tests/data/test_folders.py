@@ -1,4 +1,4 @@
-"""Folders of pictures: their layouts, what is passed over, and what is refused in which words."""
+"""Folders of images: their layouts, what is passed over, and what is refused in which words."""
 
 import re
 import warnings
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from patchconvnet.data.datasets import load
-from patchconvnet.data.preprocessing import read_picture
-from patchconvnet.data.splits import DataSplits, PictureFiles
+from patchconvnet.data.preprocessing import read_image
+from patchconvnet.data.splits import DataSplits, ImageFiles
 from patchconvnet.errors import UserError
 
 MakeTree = Callable[..., Path]
@@ -32,7 +32,7 @@ def fill(path: Path, classes: dict[str, int]) -> Path:
 
 def names(splits: DataSplits, split: str) -> list[str]:
     files = getattr(splits, split)
-    assert isinstance(files, PictureFiles)
+    assert isinstance(files, ImageFiles)
     return [f"{path.parent.name}/{path.name}" for path in files.paths]
 
 
@@ -65,7 +65,7 @@ def test_splits_of_its_own(tmp_path: Path, validation: str) -> None:
     assert splits.require("test").labels.tolist() == [1] * 5
     with pytest.raises(UserError, match="has a validation folder of its own"):
         load(f"folder:{tmp_path}", validation=0.2)
-    assert len(load(f"folder:{tmp_path}", validation=0).require("validation")) == 3  # none of the training pictures
+    assert len(load(f"folder:{tmp_path}", validation=0).require("validation")) == 3  # none of the training images
     with pytest.raises(UserError, match="leave test away"):
         load(f"folder:{tmp_path}", test=0.2)
 
@@ -93,11 +93,11 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
 
 
 def test_a_relative_folder_is_taken_from_root(tmp_path: Path) -> None:
-    fill(tmp_path / "pictures", {"a": 20, "b": 20})
-    assert len(load("folder:pictures", root=tmp_path).require("train")) == 32
+    fill(tmp_path / "images", {"a": 20, "b": 20})
+    assert len(load("folder:images", root=tmp_path).require("train")) == 32
 
 
-def test_nested_pictures_are_found_and_junk_is_passed_over(tmp_path: Path) -> None:
+def test_nested_images_are_found_and_junk_is_passed_over(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 10, "b": 10})
     write(tmp_path / "a" / "more" / "deep" / "nested.JPG")
     for junk in ("a/.DS_Store", "a/._000.png", "a/Thumbs.db", "a/notes.txt", ".git/x.png", "__MACOSX/a/._x.png"):
@@ -113,22 +113,20 @@ def test_nested_pictures_are_found_and_junk_is_passed_over(tmp_path: Path) -> No
 
 
 def spoil(path: Path) -> None:
-    """Noise as a JPEG and a PNG, cut in the middle; a text and nothing at all under a picture's name."""
+    """Noise as a JPEG and a PNG, cut in the middle; a text and nothing at all under an image's name."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for name in ("cut.jpg", "cut.png"):
         noise.save(path / name)
         whole = (path / name).read_bytes()
         (path / name).write_bytes(whole[: len(whole) // 2])
-    (path / "text.png").write_text("not a picture")
+    (path / "text.png").write_text("not an image")
     (path / "empty.gif").touch()
 
 
-def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> None:
+def test_unreadable_images_are_named_counted_and_skipped(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 20, "b": 20})
     spoil(tmp_path / "b")
-    with pytest.warns(
-        UserWarning, match="4 of 44 files in .* are not readable pictures: b/cut.jpg, b/cut.png"
-    ) as record:
+    with pytest.warns(UserWarning, match="4 of 44 files in .* are not readable images: b/cut.jpg, b/cut.png") as record:
         splits = load(f"folder:{tmp_path}")
     assert len(record) == 1
     assert record[0].filename == __file__  # the warning points at whoever loads
@@ -136,10 +134,10 @@ def test_unreadable_pictures_are_named_counted_and_skipped(tmp_path: Path) -> No
     assert sum(len(splits.require(split)) for split in ("train", "validation", "test")) == 40
     for split in ("train", "validation", "test"):
         for path in splits.require(split).paths:  # type: ignore[union-attr]
-            read_picture(path)
+            read_image(path)
 
 
-def test_unreadable_pictures_are_an_error_where_strict(tmp_path: Path) -> None:
+def test_unreadable_images_are_an_error_where_strict(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 20, "b": 20})
     spoil(tmp_path / "b")
     with pytest.raises(UserError, match=r"4 of 44 files .* b/cut\.jpg"):
@@ -150,7 +148,7 @@ def test_what_passes_the_check_can_be_read(tmp_path: Path) -> None:
     """Kinds that PIL opens, but whose conversion to RGB is the question."""
     fill(tmp_path, {"a": 5, "b": 5})
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     for mode, name in (
         ("LAB", "lab.tiff"),
         ("CMYK", "cmyk.jpg"),
@@ -158,24 +156,24 @@ def test_what_passes_the_check_can_be_read(tmp_path: Path) -> None:
         ("P", "p.gif"),
         ("1", "bit.bmp"),
     ):
-        source = picture.convert("RGB")
+        source = image.convert("RGB")
         (Image.fromarray(noise[..., :3], "LAB") if mode == "LAB" else source.convert(mode)).save(tmp_path / "a" / name)
     Image.new("L", (1, 1)).save(tmp_path / "a" / "one.jpg")  # smaller than the eighth it is checked at
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         splits = load(f"folder:{tmp_path}", validation=0, test=0)
     files = splits.require("train")
-    assert isinstance(files, PictureFiles)
+    assert isinstance(files, ImageFiles)
     assert "one.jpg" in [path.name for path in files.paths]
     for index in range(len(files)):
-        assert files.picture(index).mode == "RGB"
+        assert files.image(index).mode == "RGB"
 
 
-def test_a_class_of_unreadable_pictures_is_an_error(tmp_path: Path) -> None:
+def test_a_class_of_unreadable_images_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 3})
     (tmp_path / "b").mkdir()
     spoil(tmp_path / "b")
-    with pytest.raises(UserError, match="no readable pictures are left in class folder b"):
+    with pytest.raises(UserError, match="no readable images are left in class folder b"):
         load(f"folder:{tmp_path}")
 
 
@@ -187,7 +185,7 @@ def test_a_class_of_unreadable_pictures_is_an_error(tmp_path: Path) -> None:
         (lambda path: path.mkdir(), "holds no class folders"),
         (lambda path: write(path / "loose.png"), "holds no class folders"),
         (lambda path: fill(path, {"only": 3}), "one class folder only, 'only'"),
-        (lambda path: (fill(path, {"a": 3, "b": 3}) / "c").mkdir(), "no pictures in class folder c"),
+        (lambda path: (fill(path, {"a": 3, "b": 3}) / "c").mkdir(), "no images in class folder c"),
         (
             lambda path: fill(path, {"train/a": 3, "train/b": 3, "test/c": 1}),
             "classes that the training folder has not: c",
@@ -214,7 +212,7 @@ def test_a_class_of_unreadable_pictures_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_bad_folders_are_refused_in_words(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     make(path)
     with pytest.raises(UserError, match=re.escape(message)):
         load(f"folder:{path}")

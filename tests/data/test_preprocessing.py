@@ -12,15 +12,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from patchconvnet.data.batches import batches
-from patchconvnet.data.preprocessing import Preprocessing, as_rgb, pixels, read_picture
-from patchconvnet.data.splits import PictureFiles, Pictures
+from patchconvnet.data.preprocessing import Preprocessing, as_rgb, pixels, read_image
+from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_seed.npz"
 KERAS_EXAMPLE = Preprocessing(size=(48, 48), antialias=False)
 
 
-def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """(H, W, 3) uint8 with structure at several scales, as photographs have."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height), 3)
@@ -51,23 +51,23 @@ def test_equals_the_keras_example(golden: dict[str, np.ndarray], name: str, side
     ],
     ids=["keras", "stretch", "crop", "letterbox", "nearest"],
 )
-def test_a_picture_gets_identical_tensors_on_every_way_in(preprocessing: Preprocessing, tmp_path: Path) -> None:
-    arrays = [random_picture(53, 71, seed) for seed in range(5)]
+def test_a_image_gets_identical_tensors_on_every_way_in(preprocessing: Preprocessing, tmp_path: Path) -> None:
+    arrays = [random_image(53, 71, seed) for seed in range(5)]
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for array, path in zip(arrays, paths, strict=True):
         Image.fromarray(array).save(path)
     labels = torch.tensor([0, 1, 0, 1, 0])
-    files = PictureFiles(paths, labels, ["a", "b"])
+    files = ImageFiles(paths, labels, ["a", "b"])
     stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)  # not contiguous, as arrays come
 
     expected = preprocessing.batch(stacked)
     assert expected.shape == (5, 3, *preprocessing.size)
     ways: dict[str, Tensor] = {
-        "PIL": torch.stack([preprocessing(read_picture(path)) for path in paths]),
+        "PIL": torch.stack([preprocessing(read_image(path)) for path in paths]),
         "array": torch.stack([preprocessing(array) for array in arrays]),
         "tensor": torch.stack([preprocessing(image) for image in stacked]),
         "memory": torch.cat(
-            [images for images, _, _ in batches(Pictures(stacked, labels, ["a", "b"]), preprocessing, 2)]
+            [images for images, _, _ in batches(Images(stacked, labels, ["a", "b"]), preprocessing, 2)]
         ),
         "files": torch.cat([images for images, _, _ in batches(files, preprocessing, 2)]),
         "workers": torch.cat([images for images, _, _ in batches(files, preprocessing, 3, workers=1)]),
@@ -84,7 +84,7 @@ def test_a_picture_gets_identical_tensors_on_every_way_in(preprocessing: Preproc
 )
 @pytest.mark.parametrize("size", [(20, 30), (90, 101), (45, 200)], ids=["smaller", "larger", "both"])
 def test_antialiased_resize_is_pils(interpolation: str, filter_: int, size: tuple[int, int]) -> None:
-    colour = random_picture(60, 80)
+    colour = random_image(60, 80)
     ours = Preprocessing(size, interpolation=interpolation)(colour)  # type: ignore[arg-type]
     for channel in range(3):  # PIL resizes single float channels without rounding in between
         values = Image.fromarray(colour[..., channel].astype(np.float32) / 255)
@@ -95,7 +95,7 @@ def test_antialiased_resize_is_pils(interpolation: str, filter_: int, size: tupl
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (300, 200), (32, 32), (33, 47)])
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.875, 0.9])
 def test_crop_is_torchvisions(shape: tuple[int, int], crop_ratio: float) -> None:
-    image = torch.from_numpy(random_picture(*shape)).permute(2, 0, 1)
+    image = torch.from_numpy(random_image(*shape)).permute(2, 0, 1)
     preprocessing = Preprocessing((48, 48), "crop", crop_ratio, "bilinear")
     theirs = v2.Compose(
         [
@@ -111,39 +111,39 @@ def test_crop_is_torchvisions(shape: tuple[int, int], crop_ratio: float) -> None
     "name", ["resnet18.a1_in1k", "deit_small_patch16_224.fb_in1k", "convnext_tiny.fb_in22k_ft_in1k_384"]
 )
 def test_from_pretrained_cfg_is_timms_evaluation(name: str) -> None:
-    picture = Image.fromarray(random_picture(301, 423))
+    image = Image.fromarray(random_image(301, 423))
     cfg = timm.get_pretrained_cfg(name).to_dict()
-    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg), is_training=False)(picture)
-    ours = Preprocessing.from_pretrained_cfg(cfg)(picture)
+    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg), is_training=False)(image)
+    ours = Preprocessing.from_pretrained_cfg(cfg)(image)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().mean() < 0.01  # in units of a standard deviation; timm's resize rounds to uint8
 
 
-def test_a_picture_of_the_right_size_is_only_scaled() -> None:
-    image = torch.from_numpy(random_picture(48, 48)).permute(2, 0, 1)
+def test_a_image_of_the_right_size_is_only_scaled() -> None:
+    image = torch.from_numpy(random_image(48, 48)).permute(2, 0, 1)
     for resize in ("stretch", "crop", "letterbox"):
         ours = Preprocessing((48, 48), resize, interpolation="bicubic")(image)  # type: ignore[arg-type]
         assert torch.equal(ours, image / 255)
 
 
-def test_letterbox_shows_all_of_the_picture_in_a_border_that_is_zero() -> None:
-    picture = torch.full((3, 20, 40), 255, dtype=torch.uint8)
-    values = Preprocessing((32, 32), "letterbox", mean=(0.5, 0.4, 0.3))(picture)
+def test_letterbox_shows_all_of_the_image_in_a_border_that_is_zero() -> None:
+    image = torch.full((3, 20, 40), 255, dtype=torch.uint8)
+    values = Preprocessing((32, 32), "letterbox", mean=(0.5, 0.4, 0.3))(image)
     assert torch.equal(values[:, :8], torch.zeros(3, 8, 32))
     assert torch.equal(values[:, 24:], torch.zeros(3, 8, 32))
     torch.testing.assert_close(values[:, 8:24], torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1).expand(3, 16, 32))
 
 
 def test_bicubic_overshoot_is_cut_off() -> None:
-    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    picture[:, :, 4:] = 255
-    values = Preprocessing((31, 31), interpolation="bicubic")(picture)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[:, :, 4:] = 255
+    values = Preprocessing((31, 31), interpolation="bicubic")(image)
     assert values.min() == 0
     assert values.max() == 1
 
 
 def test_normalisation() -> None:
-    image = torch.from_numpy(random_picture(8, 8)).permute(2, 0, 1)
+    image = torch.from_numpy(random_image(8, 8)).permute(2, 0, 1)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     values = Preprocessing((8, 8), mean=mean, std=std)(image)
     expected = (image.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
@@ -151,14 +151,14 @@ def test_normalisation() -> None:
 
 
 def test_geometry_says_what_the_network_sees() -> None:
-    """A picture whose red is x and whose green is y shows the box in the network's input itself."""
+    """An image whose red is x and whose green is y shows the box in the network's input itself."""
     height, width = 120, 200
     y, x = np.mgrid[:height, :width]
-    picture = np.stack((x, y, np.zeros_like(x)), axis=-1).astype(np.uint8)
+    image = np.stack((x, y, np.zeros_like(x)), axis=-1).astype(np.uint8)
     for resize, ratio in (("stretch", 1.0), ("crop", 1.0), ("crop", 0.8)):
         preprocessing = Preprocessing((60, 50), resize, ratio)  # type: ignore[arg-type]
         left, top, right, bottom = preprocessing.geometry(height, width).box
-        values = preprocessing(picture) * 255
+        values = preprocessing(image) * 255
         columns = left + (torch.arange(50) + 0.5) * (right - left) / 50 - 0.5  # where each input pixel's centre lies
         rows = top + (torch.arange(60) + 0.5) * (bottom - top) / 60 - 0.5
         torch.testing.assert_close(values[0, 30, 2:-2], columns[2:-2], rtol=0, atol=0.1)
@@ -202,7 +202,7 @@ def test_bad_values_are_refused_in_words(values: dict[str, object], message: str
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((8, 8, 3), np.float32),
         np.zeros((1, 8, 8, 3), np.uint8),
@@ -212,9 +212,9 @@ def test_bad_values_are_refused_in_words(values: dict[str, object], message: str
     ],
     ids=["float", "four axes", "empty", "two axes", "two channels"],
 )
-def test_what_is_not_a_picture_is_refused_in_words(picture: np.ndarray | Tensor) -> None:
-    with pytest.raises(UserError, match="given a picture of"):
-        KERAS_EXAMPLE(picture)
+def test_what_is_not_a_image_is_refused_in_words(image: np.ndarray | Tensor) -> None:
+    with pytest.raises(UserError, match="given an image of"):
+        KERAS_EXAMPLE(image)
 
 
 def test_a_float_batch_is_refused_in_words() -> None:
@@ -222,8 +222,8 @@ def test_a_float_batch_is_refused_in_words() -> None:
         KERAS_EXAMPLE.batch(torch.zeros(1, 3, 8, 8))
 
 
-def test_grey_networks_take_colour_pictures_and_colour_networks_grey_ones() -> None:
-    colour = random_picture(16, 16)
+def test_grey_networks_take_colour_images_and_colour_networks_grey_ones() -> None:
+    colour = random_image(16, 16)
     grey = np.asarray(Image.fromarray(colour).convert("L"))
     one_channel = Preprocessing((16, 16), mean=(0.0,), std=(1.0,))
     assert torch.equal(one_channel(colour), torch.from_numpy(grey.copy())[None] / 255)
@@ -232,13 +232,13 @@ def test_grey_networks_take_colour_pictures_and_colour_networks_grey_ones() -> N
     assert pixels(grey[..., None], 3).shape == (3, 16, 16)
 
 
-def test_every_kind_of_picture_file_is_read_right(tmp_path: Path) -> None:
-    colour = random_picture(20, 30)
+def test_every_kind_of_image_file_is_read_right(tmp_path: Path) -> None:
+    colour = random_image(20, 30)
     rgb, grey = Image.fromarray(colour), Image.fromarray(colour).convert("L")
 
-    def read(picture: Image.Image, name: str, **options: object) -> np.ndarray:
-        picture.save(tmp_path / name, **options)
-        read = read_picture(tmp_path / name)
+    def read(image: Image.Image, name: str, **options: object) -> np.ndarray:
+        image.save(tmp_path / name, **options)
+        read = read_image(tmp_path / name)
         assert read.mode == "RGB"
         return np.asarray(read)
 
@@ -253,7 +253,7 @@ def test_every_kind_of_picture_file_is_read_right(tmp_path: Path) -> None:
     for name in ("deep.png", "deep.tiff"):
         assert np.array_equal(read(Image.fromarray(deep), name), np.asarray(grey.convert("RGB"))), name
     (tmp_path / "deep.pgm").write_bytes(b"P5 30 20 65535\n" + deep.astype(">u2").tobytes())
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "deep.pgm")), np.asarray(grey.convert("RGB")))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "deep.pgm")), np.asarray(grey.convert("RGB")))
 
     alpha = np.full((20, 30), 255, np.uint8)
     alpha[:10] = 0
@@ -273,13 +273,13 @@ def test_every_kind_of_picture_file_is_read_right(tmp_path: Path) -> None:
 
     cmyk = rgb.convert("CMYK")
     assert np.abs(read(cmyk, "cmyk.tiff").astype(int) - np.asarray(cmyk.convert("RGB"))).max() <= 1
-    smooth = Image.fromarray(random_picture(6, 6)).resize((64, 64), 3)
+    smooth = Image.fromarray(random_image(6, 6)).resize((64, 64), 3)
     assert np.abs(read(smooth.convert("CMYK"), "cmyk.jpg", quality=95).astype(int) - np.asarray(smooth)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_turned_upright(orientation: int, tmp_path: Path) -> None:
-    upright = Image.fromarray(random_picture(20, 30))
+    upright = Image.fromarray(random_image(20, 30))
     # What the camera stores for each orientation tag: the inverse of the turn that shows it upright.
     stored = {
         1: None,
@@ -291,38 +291,38 @@ def test_photographs_are_turned_upright(orientation: int, tmp_path: Path) -> Non
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }[orientation]
-    picture = upright if stored is None else upright.transpose(stored)
+    image = upright if stored is None else upright.transpose(stored)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "photo.png", exif=exif)
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "photo.png")), np.asarray(upright))
-    with Image.open(tmp_path / "photo.png") as opened:  # a picture handed over as PIL read it
+    image.save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "photo.png")), np.asarray(upright))
+    with Image.open(tmp_path / "photo.png") as opened:  # an image handed over as PIL read it
         assert torch.equal(KERAS_EXAMPLE(opened), KERAS_EXAMPLE(upright))
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
-    Image.fromarray(random_picture(64, 64)).save(whole)
+    Image.fromarray(random_image(64, 64)).save(whole)
     cut, text, empty = tmp_path / "cut.png", tmp_path / "text.jpg", tmp_path / "empty.jpg"
     cut.write_bytes(whole.read_bytes()[:3000])
-    text.write_text("not a picture")
+    text.write_text("not an image")
     empty.touch()
     for path in (cut, text, empty):
-        with pytest.raises(UserError, match=f"{path.name} is not a readable picture"):
-            read_picture(path)
-    with pytest.raises(UserError, match=r"no picture file .*gone\.png"):
-        read_picture(tmp_path / "gone.png")
+        with pytest.raises(UserError, match=f"{path.name} is not a readable image"):
+            read_image(path)
+    with pytest.raises(UserError, match=r"no image file .*gone\.png"):
+        read_image(tmp_path / "gone.png")
     with whole.open("rb") as file:
-        assert read_picture(file).size == (64, 64)
+        assert read_image(file).size == (64, 64)
 
 
 @pytest.mark.parametrize("values", [np.full((8, 8), 0.5, np.float32), np.full((8, 8), 70_000, np.int32)])
 def test_pixels_of_32_bit_are_refused_and_not_cut(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.tiff")
-    with pytest.raises(UserError, match=r"a\.tiff is not a readable picture: its pixels are numbers of 32 bit"):
-        read_picture(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff is not a readable image: its pixels are numbers of 32 bit"):
+        read_image(tmp_path / "a.tiff")
 
 
 def test_as_rgb_leaves_rgb_alone() -> None:
-    colour = random_picture(9, 7)
+    colour = random_image(9, 7)
     assert np.array_equal(np.asarray(as_rgb(Image.fromarray(colour))), colour)

@@ -1,4 +1,4 @@
-"""Pictures in memory and as files are interchangeable, and stratified splits keep the classes' proportions."""
+"""Images in memory and as files are interchangeable, and stratified splits keep the classes' proportions."""
 
 from pathlib import Path
 
@@ -9,37 +9,37 @@ from PIL import Image
 
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, PictureFiles, Pictures, set_aside_count, stratified_split
+from patchconvnet.data.splits import DataSplits, ImageFiles, Images, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> PictureFiles:
+def files(tmp_path: Path) -> ImageFiles:
     generator = np.random.default_rng(0)
     paths = []
     for number in range(7):
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(generator.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)).save(paths[-1])
-    return PictureFiles(paths, torch.tensor([0, 1, 2, 0, 1, 2, 0]), ["a", "b", "c"])
+    return ImageFiles(paths, torch.tensor([0, 1, 2, 0, 1, 2, 0]), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_to_memory_keeps_pictures_labels_and_order(files: PictureFiles, workers: int) -> None:
+def test_to_memory_keeps_images_labels_and_order(files: ImageFiles, workers: int) -> None:
     preprocessing = Preprocessing((24, 30), interpolation="bicubic")
-    pictures = files.to_memory(preprocessing, batch_size=2, workers=workers)
-    assert pictures.images.dtype == torch.uint8
-    assert pictures.images.shape == (7, 3, 24, 30)
-    assert torch.equal(pictures.labels, files.labels)
+    images = files.to_memory(preprocessing, batch_size=2, workers=workers)
+    assert images.images.dtype == torch.uint8
+    assert images.images.shape == (7, 3, 24, 30)
+    assert torch.equal(images.labels, files.labels)
     for index in range(7):
-        exact = preprocessing(files.picture(index)) * 255
-        assert (pictures.images[index] - exact).abs().max() <= 0.501
-    picture, label = files[4]  # 24 × 30 already: kept to the bit
-    assert np.array_equal(np.asarray(pictures.picture(4)), np.asarray(picture))
-    assert pictures[4][1] == label
+        exact = preprocessing(files.image(index)) * 255
+        assert (images.images[index] - exact).abs().max() <= 0.501
+    image, label = files[4]  # 24 × 30 already: kept to the bit
+    assert np.array_equal(np.asarray(images.image(4)), np.asarray(image))
+    assert images[4][1] == label
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_is_gone_is_named_in_one_line_by_workers_too(files: PictureFiles, workers: int) -> None:
+def test_a_image_that_is_gone_is_named_in_one_line_by_workers_too(files: ImageFiles, workers: int) -> None:
     files.paths[3].unlink()
     preprocessing = Preprocessing((24, 30))
     for read in (
@@ -48,23 +48,23 @@ def test_a_picture_that_is_gone_is_named_in_one_line_by_workers_too(files: Pictu
     ):
         with pytest.raises(UserError) as caught:
             read()
-        assert str(caught.value) == f"there is no picture file {files.paths[3]}."
+        assert str(caught.value) == f"there is no image file {files.paths[3]}."
 
 
-def test_to_memory_leaves_the_cut_to_the_preprocessing(files: PictureFiles) -> None:
+def test_to_memory_leaves_the_cut_to_the_preprocessing(files: ImageFiles) -> None:
     preprocessing = Preprocessing((16, 16), "crop", 0.8)
     from_memory = preprocessing.batch(files.to_memory(preprocessing.with_size(20)).images)
-    from_files = torch.stack([preprocessing(files.picture(index)) for index in range(7)])
+    from_files = torch.stack([preprocessing(files.image(index)) for index in range(7)])
     assert (from_memory - from_files).abs().mean() < 0.02
 
 
-def test_fits_in_memory_counts_bytes(files: PictureFiles) -> None:
+def test_fits_in_memory_counts_bytes(files: ImageFiles) -> None:
     needed = files.to_memory(Preprocessing((24, 30))).images.nbytes
     assert files.fits_in_memory((24, 30), needed)
     assert not files.fits_in_memory((24, 30), needed - 1)
 
 
-def test_subsets(files: PictureFiles) -> None:
+def test_subsets(files: ImageFiles) -> None:
     memory = files.to_memory(Preprocessing((8, 8)))
     for indices in ([5, 0, 3], torch.tensor([5, 0, 3])):
         assert files.subset(indices).paths == [files.paths[5], files.paths[0], files.paths[3]]
@@ -74,7 +74,7 @@ def test_subsets(files: PictureFiles) -> None:
     assert len(memory.subset(slice(2, None))) == 5
 
 
-def test_batches_give_each_picture_once_and_touch_no_random_state(files: PictureFiles) -> None:
+def test_batches_give_each_image_once_and_touch_no_random_state(files: ImageFiles) -> None:
     preprocessing = Preprocessing((8, 8))
     state = torch.get_rng_state()
     for split in (files, files.to_memory(preprocessing)):
@@ -89,14 +89,14 @@ def test_batches_give_each_picture_once_and_touch_no_random_state(files: Picture
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_grey_pictures_in_memory_are_shown_as_rgb() -> None:
+def test_grey_images_in_memory_are_shown_as_rgb() -> None:
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    picture = Pictures(images, torch.tensor([0]), ["a", "b"]).picture(0)
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture)[..., 1], images[0, 0].numpy())
+    image = Images(images, torch.tensor([0]), ["a", "b"]).image(0)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image)[..., 1], images[0, 0].numpy())
 
 
-def test_require_names_what_is_missing(files: PictureFiles) -> None:
+def test_require_names_what_is_missing(files: ImageFiles) -> None:
     splits = DataSplits("mine", files.class_names, train=files)
     assert splits.require("train") is files
     with pytest.raises(UserError, match="'mine' has no test split; it has: train"):
@@ -122,7 +122,7 @@ def test_stratified_split_is_exact_seeded_and_proportional() -> None:
 
 
 def test_too_much_set_aside_is_refused_in_words() -> None:
-    with pytest.raises(UserError, match="3 pictures cannot be set aside from 4 in 2 classes"):
+    with pytest.raises(UserError, match="3 images cannot be set aside from 4 in 2 classes"):
         stratified_split(torch.tensor([0, 0, 1, 1]), [3], seed=0)
 
 

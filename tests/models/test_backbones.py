@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import patchconvnet
 from patchconvnet import Output, PatchConvNet, UserError, with_attention_pooling
-from patchconvnet.explain import explain
-from patchconvnet.explain.evidence import look
-from patchconvnet.explain.maps import preprocessing_of
-from patchconvnet.explain.placement import patch_grid
+from patchconvnet.explanation import explain
+from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.explainer import preprocessing_of
+from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.models import AttentionPooled, AttentionPooledConfig, Metadata, load
 from patchconvnet.models.backbones import UnrolledConv
 
@@ -96,7 +96,7 @@ def _pooled(name: str, pooling: str) -> AttentionPooled:
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
         if hasattr(model.pooling, "query"):
-            patches = model.forward_features(picture(model)).permute(0, 2, 3, 1).flatten(1, 2)
+            patches = model.forward_features(make_image(model)).permute(0, 2, 3, 1).flatten(1, 2)
             direction = torch.randn(len(model.pooling.query), patches.shape[2])
             scores = patches @ direction.mT * model.pooling.scale
             model.pooling.query.copy_(direction * 2 / scores.std(1).mean())
@@ -108,7 +108,7 @@ def pooled(name: str, pooling: str = "additive") -> AttentionPooled:
     return copy.deepcopy(_pooled(name, pooling))
 
 
-def picture(model: nn.Module, batch: int = 2, size: tuple[int, int] = SIZE) -> Tensor:
+def make_image(model: nn.Module, batch: int = 2, size: tuple[int, int] = SIZE) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, model.in_chans, *size, generator=generator)
 
@@ -124,7 +124,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_on_the_first_day_nothing_changes(name: str) -> None:
     original = source(name)
-    image = picture(original)
+    image = make_image(original)
     with torch.no_grad():
         expected = original(image)
         assert expected.std() > 0
@@ -145,7 +145,7 @@ def test_on_the_first_day_nothing_changes(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"])
 def test_a_network_is_copied_with_its_weights_and_options(name: str) -> None:
     original = source(name)
-    image = picture(original)
+    image = make_image(original)
     with torch.no_grad():
         expected = original(image)
         model = with_attention_pooling(original)
@@ -158,7 +158,7 @@ def test_a_network_is_copied_with_its_weights_and_options(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_forward_backward_maps_folder(name: str, tmp_path: Path) -> None:
     model = pooled(name)
-    image = picture(model)
+    image = make_image(model)
     output = model.train()(image, return_attention=True)
     assert isinstance(output, Output)
     F.cross_entropy(output.logits, torch.tensor([0, 3])).backward()
@@ -200,7 +200,7 @@ def test_forward_backward_maps_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["additive", "additive_multi", "average"])
 def test_evidence_sums_to_the_logit_less_its_bias(name: str, pooling: str) -> None:
     model = pooled(name, pooling)
-    image = picture(model)
+    image = make_image(model)
     with torch.no_grad():
         output = model(image, return_evidence=True)
         close(output.logits, model(image))
@@ -212,7 +212,7 @@ def test_evidence_behind_a_norm_without_weights() -> None:
     model = pooled("convnext_atto")
     norm = model.backbone.get_submodule(model.norm_name)
     norm.weight = norm.bias = None
-    output = model(picture(model), return_evidence=True)
+    output = model(make_image(model), return_evidence=True)
     close(output.evidence.sum((2, 3)), output.logits - model.head.bias, 1e-4)
 
 
@@ -221,7 +221,7 @@ def test_evidence_behind_a_norm_without_weights() -> None:
 def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str, pooling: str) -> None:
     """Against central differences in float64, each patch's attention made a little larger and smaller."""
     model = pooled(name, pooling).double()
-    image = picture(model, 1).double()
+    image = make_image(model, 1).double()
     with torch.no_grad():
         seen = look(model, image)
         assert not seen.exact
@@ -245,7 +245,7 @@ def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str,
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
 def test_other_poolings(name: str, pooling: str, tmp_path: Path) -> None:
     model = pooled(name, pooling)
-    image = picture(model)
+    image = make_image(model)
     output = model(image, return_attention=True)
     assert output.attention.shape == (2, K if model.class_wise else 1, 2, 3)
     output.logits.sum().backward()
@@ -263,7 +263,7 @@ def test_a_flattening_classifier_is_unrolled_over_its_map() -> None:
     torch.testing.assert_close(unrolled(map_).mean((2, 3)), conv(map_)[:, :, 0, 0], atol=1e-5, rtol=1e-5)
     assert unrolled(torch.randn(3, 6, 2, 9)).shape == (3, 8, 7, 7)
     model = pooled("vgg11")
-    assert model(picture(model, 1, (64, 64)), return_attention=True).attention.shape == (1, 1, 7, 7)
+    assert model(make_image(model, 1, (64, 64)), return_attention=True).attention.shape == (1, 1, 7, 7)
     grid = patch_grid(model, (224, 224), (7, 7))
     assert (grid.first, grid.step) == ((16, 16), (32, 32))
 
@@ -311,7 +311,7 @@ def test_the_first_centre_is_where_the_features_look(name: str, first: float) ->
 @pytest.mark.parametrize("pooling", ["additive", "additive_multi"])
 def test_reset_classifier(pooling: str) -> None:
     model = pooled("mobilenetv3_small_050", pooling)
-    image = picture(model)
+    image = make_image(model)
     model.metadata = Metadata(class_names=list("abcde"))
     before = copy.deepcopy(model.state_dict())
     model.reset_classifier(7)
@@ -363,7 +363,7 @@ def test_parameter_groups(name: str) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     model = pooled("regnety_002")
-    image = picture(model)
+    image = make_image(model)
     gradients = []
     for enabled in (False, True):
         model.set_grad_checkpointing(enabled)
@@ -379,9 +379,9 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 def test_export_with_a_free_batch(name: str) -> None:
     model = pooled(name)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)}, None)
-    program = torch.export.export(model, (picture(model, 3), True), dynamic_shapes=shapes).module()
+    program = torch.export.export(model, (make_image(model, 3), True), dynamic_shapes=shapes).module()
     for batch in (2, 5):
-        image = picture(model, batch)
+        image = make_image(model, batch)
         expected = model(image, return_attention=True)
         output = program(image, True)
         torch.testing.assert_close(output[0], expected.logits, atol=1e-5, rtol=1e-4)
@@ -441,7 +441,7 @@ def test_published_weights_of_a_backbone(tmp_path: Path) -> None:
     torch.save(published.state_dict(), tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth")}
     model = with_attention_pooling("resnet10t", pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    image = picture(model)
+    image = make_image(model)
     close(model(image), published(image))
     assert model.metadata.class_names[207] == "golden retriever"
     assert model.metadata.provenance["tag"] == "resnet10t.c3_in1k"

@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from patchconvnet import Output, PatchConvNet, UserError
-from patchconvnet.explain.maps import preprocessing_of
+from patchconvnet.explanation.explainer import preprocessing_of
 
 VARIANTS = timm.list_models("patchconvnet*")
 K = 5
@@ -45,7 +45,7 @@ def tiny(variant: str, **options: object) -> PatchConvNet:
 DISTINCT = list({tiny(variant, layer_scale=1.0).config: variant for variant in VARIANTS}.values())
 
 
-def picture(model: nn.Module, batch: int = 2, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
+def make_image(model: nn.Module, batch: int = 2, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, model.in_chans, height, width, generator=generator)
 
@@ -77,10 +77,10 @@ def test_parameter_counts(variant: str) -> None:
 def test_options(variant: str) -> None:
     model = tiny(variant, num_classes=3, in_chans=1, drop_path_rate=0.3, drop_rate=0.1)
     assert (model.num_classes, model.in_chans) == (3, 1)
-    assert model(picture(model)).shape == (2, 3)
+    assert model(make_image(model)).shape == (2, 3)
     assert {block.drop_path.drop_prob for block in model.trunk} == {0.3}  # the same in every block
     bare = tiny(variant, num_classes=0)
-    image = picture(bare)
+    image = make_image(bare)
     assert bare(image).shape == (2, model.num_features)
     close(bare(image, return_attention=True).logits, bare(image))
     with pytest.raises(UserError, match="unknown option 'img_sizes'"):
@@ -90,7 +90,7 @@ def test_options(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dropout_and_drop_path_act_in_training_only(variant: str) -> None:
     model = tiny(variant, drop_path_rate=0.5, norm="layer", layer_scale=1.0)
-    image = picture(model)
+    image = make_image(model)
     assert torch.equal(model(image), model(image))
     model.train()
     assert not torch.equal(model(image), model(image))
@@ -127,7 +127,7 @@ def test_any_size_in_evaluation_and_training(variant: str, height: int, width: i
     model = tiny(variant)
     h, w = grid(model, height, width)
     for batch in (1, 2):
-        image = picture(model, batch, height, width)
+        image = make_image(model, batch, height, width)
         assert model.eval()(image).shape == (batch, K)
         output = model.train()(image, return_attention=True)
         assert output.logits.shape == (batch, K)
@@ -149,9 +149,9 @@ def test_impossible_images_are_refused_in_words(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(variant: str) -> None:
+def test_a_image_does_not_depend_on_its_neighbours_in_the_batch(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model, 3)
+    image = make_image(model, 3)
     close(model(image), torch.cat([model(image[i : i + 1]) for i in range(3)]))
 
 
@@ -161,7 +161,7 @@ def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(variant: str) 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_attention_is_a_share_of_one_and_comes_with_the_same_logits(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     output = model(image, return_attention=True)
     assert isinstance(output, Output)
     assert output.evidence is None
@@ -177,7 +177,7 @@ def test_attention_is_a_share_of_one_and_comes_with_the_same_logits(variant: str
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_evidence_sums_to_the_logit_less_its_bias(pooling: str, norm: str) -> None:
     model = tiny("patchconvnet_mini", pooling=pooling, norm=norm)
-    for image in (picture(model), picture(model, 1, 33, 47)):
+    for image in (make_image(model), make_image(model, 1, 33, 47)):
         output = model(image, return_evidence=True)
         assert output.evidence.shape == (len(image), K, *grid(model, *image.shape[2:]))
         total = output.evidence.sum((2, 3))
@@ -191,9 +191,9 @@ def test_evidence_is_refused_where_it_would_not_be_exact(variant: str) -> None:
     model = tiny(variant)
     if model.config.pooling != "additive":
         with pytest.raises(UserError, match="evidence is exact only for pooling 'additive'"):
-            model(picture(model), return_evidence=True)
+            model(make_image(model), return_evidence=True)
     with pytest.raises(UserError, match="0 classes"):
-        tiny(variant, num_classes=0, pooling="additive")(picture(model), return_evidence=True)
+        tiny(variant, num_classes=0, pooling="additive")(make_image(model), return_evidence=True)
 
 
 # timm's contract
@@ -202,7 +202,7 @@ def test_evidence_is_refused_where_it_would_not_be_exact(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward_is_features_and_head(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     features = model.forward_features(image)
     assert features.shape == (2, model.num_features, *grid(model, 48, 64))
     assert features.is_contiguous(memory_format=torch.channels_last)
@@ -216,7 +216,7 @@ def test_forward_is_features_and_head(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reset_classifier(variant: str) -> None:
     model = tiny(variant).train()
-    image = picture(model)
+    image = make_image(model)
     model.reset_classifier(7)
     assert model.num_classes == model.config.num_classes == 7
     assert model.training
@@ -250,13 +250,13 @@ def test_reset_classifier_keeps_the_rest_and_the_dtype(variant: str) -> None:
             assert torch.equal(value, before[name])
     model.reset_classifier(0)
     model.reset_classifier(9)
-    assert model(picture(model).double()).dtype == torch.float64
+    assert model(make_image(model).double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_only(variant: str) -> None:
     whole = tiny(variant)
-    image = picture(whole)
+    image = make_image(whole)
     default = tiny(variant, features_only=True, depth=8)
     assert default.feature_info.out_indices == (2, 4, 6, 7)
     assert default.feature_info.channels() == [16] * 4
@@ -271,7 +271,7 @@ def test_features_only(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward_intermediates(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     final, features = model.forward_intermediates(image)
     assert len(features) == len(model.trunk)
     assert torch.equal(final, model.forward_features(image))
@@ -291,7 +291,7 @@ def test_forward_intermediates(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_prune_intermediate_layers(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     expected = model.forward_intermediates(image, intermediates_only=True)[1]
     classifier = copy.deepcopy(model)
     assert model.prune_intermediate_layers([0, 1]) == [0, 1]
@@ -307,7 +307,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    image, labels = picture(model), torch.tensor([0, 3])
+    image, labels = make_image(model), torch.tensor([0, 3])
     gradients = []
     for enabled in (False, True):
         model.set_grad_checkpointing(enabled)
@@ -344,7 +344,7 @@ def test_parameter_groups(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_state_and_copies(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     expected = model(image)
     other = timm.create_model(variant, embed_dim=16, depth=3, num_classes=K).eval()
     other.load_state_dict(model.state_dict())
@@ -359,7 +359,7 @@ def test_state_and_copies(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_autocast(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     expected = model(image, return_attention=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(image, return_attention=True)
@@ -373,7 +373,7 @@ def test_autocast(variant: str) -> None:
 @pytest.mark.parametrize("variant", DISTINCT)
 def test_compile(variant: str) -> None:
     model = tiny(variant)
-    image = picture(model)
+    image = make_image(model)
     gradients = []
     torch.compiler.reset()
     for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
@@ -388,11 +388,11 @@ def test_compile(variant: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["patchconvnet_s60", "patchconvnet_midi"])  # layer norm, batch norm
 def test_compile_with_inductor(variant: str) -> None:
-    """Forward and backward of unknown batch, height and width, where torch 2.14 stops at kept views (see `BatchNorm`)."""
+    """Forward and backward of unknown sizes, where torch 2.14 stops at kept views (see `BatchNorm`)."""
     model = tiny(variant, depth=1).train()
     torch.compiler.reset()
     compiled = torch.compile(model, dynamic=True)
-    for image in (picture(model), picture(model, 3, 33, 47)):
+    for image in (make_image(model), make_image(model, 3, 33, 47)):
         gradients = []
         for call in (model, compiled):
             model.zero_grad()
@@ -417,11 +417,11 @@ def test_export_with_dynamic_batch_height_and_width(variant: str) -> None:
     model = tiny(variant)
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(
-        WithAttention(model), (picture(model),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+        WithAttention(model), (make_image(model),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
     ).module()
     # torch.export takes a dynamic length for at least 2, and so the grid: images must be wider than one patch
     for shape in ((2, 48, 64), (1, 48, 48), (3, 128, 32), (1, 33, 47), (2, 224, 32)):
-        image = picture(model, *shape)
+        image = make_image(model, *shape)
         logits, attention = program(image)
         expected = model(image, return_attention=True)
         close(logits, expected.logits)

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from patchconvnet import PatchConvNet, UserError
-from patchconvnet.explain.evidence import look
+from patchconvnet import PatchConvNet, UserError, hardware
+from patchconvnet.explanation.evidence import look
 from patchconvnet.models import fusion
 from patchconvnet.models.checkpoints import convert_keras, convert_official
 from patchconvnet.models.fusion import FusedLinear
@@ -39,7 +39,7 @@ def trained(variant: str, **options: object) -> PatchConvNet:
     return model.eval()
 
 
-def picture(batch: int = 2, height: int = 48, width: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
+def make_image(batch: int = 2, height: int = 48, width: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
@@ -55,7 +55,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
 def test_same_answers(variant: str, dim: int) -> None:
     model = trained(variant, embed_dim=dim)
     fused = model.fuse()
-    for image in (picture(), picture(1), picture(3, 33, 47), picture(height=16, width=128)):
+    for image in (make_image(), make_image(1), make_image(3, 33, 47), make_image(height=16, width=128)):
         with torch.inference_mode():
             ours, theirs = fused(image, return_attention=True), model(image, return_attention=True)
             close(ours.logits, theirs.logits)
@@ -70,7 +70,7 @@ def test_same_answers(variant: str, dim: int) -> None:
 def test_equal_in_double_precision(variant: str) -> None:
     """What float32 hides within its rounding would show here: the folding itself is exact."""
     model = trained(variant).double()
-    image = picture(dtype=torch.float64)
+    image = make_image(dtype=torch.float64)
     with torch.inference_mode():
         close(model.fuse()(image), model(image), 1e-12)
 
@@ -93,7 +93,7 @@ def test_equal_in_double_precision(variant: str) -> None:
 def test_same_answers_with_options(options: dict[str, object]) -> None:
     model = trained("patchconvnet_s60", **options)
     with torch.inference_mode():
-        close(model.fuse()(picture()), model(picture()))
+        close(model.fuse()(make_image()), model(make_image()))
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "single_odd_res"])
@@ -126,7 +126,7 @@ def test_agrees_with_the_keras_example(act: str, prefix: str) -> None:
 def test_evidence_and_what_explains() -> None:
     for variant in ("patchconvnet_mini", "patchconvnet_s60", "patchconvnet_keras", "patchconvnet_s60_multi"):
         model = trained(variant)
-        ours, theirs = look(model.fuse(), picture()), look(model, picture())
+        ours, theirs = look(model.fuse(), make_image()), look(model, make_image())
         close(ours.evidence, theirs.evidence)
         close(ours.logits, theirs.logits)
 
@@ -138,8 +138,8 @@ def test_evidence_and_what_explains() -> None:
 def test_bfloat16_answers_in_float32_and_close(variant: str) -> None:
     model = trained(variant, embed_dim=64)
     with torch.inference_mode():
-        theirs = model(picture(8), return_attention=True)
-        ours = model.fuse(torch.bfloat16)(picture(8), return_attention=True)
+        theirs = model(make_image(8), return_attention=True)
+        ours = model.fuse(torch.bfloat16)(make_image(8), return_attention=True)
     assert ours.logits.dtype is ours.attention.dtype is torch.float32
     # bfloat16 keeps 8 bits, 0.4 %; some layers of them add up to a few times that
     assert (ours.logits - theirs.logits).norm() < 0.03 * theirs.logits.norm()
@@ -149,7 +149,7 @@ def test_bfloat16_answers_in_float32_and_close(variant: str) -> None:
 def test_auto_asks_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained("patchconvnet_mini")
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(fusion, "cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda has=has: has)
         assert model.fuse("auto").dtype is dtype
     assert model.fuse().dtype is torch.float32
     assert model.double().fuse().dtype is torch.float64
@@ -159,11 +159,11 @@ def test_auto_asks_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_onednn_the_answers_are_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained("patchconvnet_keras", embed_dim=256)
     with torch.inference_mode():
-        with_onednn = model.fuse(dtype)(picture())
+        with_onednn = model.fuse(dtype)(make_image())
         monkeypatch.setattr(fusion, "_has_onednn", lambda weight: False)
         plain = model.fuse(dtype)
         assert not any(layer.packed for layer in plain.modules() if isinstance(layer, FusedLinear))
-        close(with_onednn, plain(picture()), 1e-5 if dtype is torch.float32 else 0.05)
+        close(with_onednn, plain(make_image()), 1e-5 if dtype is torch.float32 else 0.05)
 
 
 def test_a_cpu_with_avx2_only() -> None:
@@ -186,12 +186,12 @@ def test_a_cpu_with_avx2_only() -> None:
 def test_the_original_stays_as_it_is() -> None:
     model = trained("patchconvnet_s60")
     before = copy.deepcopy(model.state_dict())
-    logits = model(picture())
+    logits = model(make_image())
     fused = model.fuse("auto")
     with torch.no_grad():
         fused.head.weight.zero_()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert torch.equal(model(picture()), logits)
+    assert torch.equal(model(make_image()), logits)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -204,21 +204,21 @@ def test_it_is_a_patchconvnet_in_evaluation_mode() -> None:
     assert fused.eval() is fused
     assert (fused.config, fused.patch_size, fused.num_classes) == (model.config, 4, K)
     assert fused.metadata == model.metadata
-    features, all_features = fused.forward_intermediates(picture(), indices=2)
+    features, all_features = fused.forward_intermediates(make_image(), indices=2)
     close(all_features[-1], features)
 
 
 def test_no_answer_changes_a_former_one() -> None:
     fused = trained("patchconvnet_s60").fuse()
     with torch.inference_mode():
-        kept = fused.forward_intermediates(picture(), intermediates_only=True)
+        kept = fused.forward_intermediates(make_image(), intermediates_only=True)
         copies = [features.clone() for features in kept]
-        image = picture()
+        image = make_image()
         fused(image)
-        assert torch.equal(image, picture())
+        assert torch.equal(image, make_image())
         assert all(torch.equal(*pair) for pair in zip(kept, copies, strict=True))
         # blocks add in place, to memory of their own
-        close(copies[0], fused.trunk[0](fused.stem(picture())).permute(0, 3, 1, 2))
+        close(copies[0], fused.trunk[0](fused.stem(make_image())).permute(0, 3, 1, 2))
 
 
 def test_refused_in_words(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -242,9 +242,9 @@ def test_refused_in_words(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match="fused already"):
         fused.fuse()
     with pytest.raises(UserError, match="gives no gradients"):
-        fused(picture().requires_grad_())
+        fused(make_image().requires_grad_())
     with pytest.raises(UserError, match="smaller than one patch"):
-        fused(picture(height=3))
+        fused(make_image(height=3))
     for change in (copy.deepcopy, pickle.dumps):
         with pytest.raises(UserError, match="can't be copied"):
             change(fused)
@@ -258,13 +258,13 @@ def test_compiled_it_answers_the_same_and_an_export_is_refused() -> None:
     torch.compiler.reset()
     compiled = torch.compile(fused)
     with torch.inference_mode():
-        close(compiled(picture()), fused(picture()))
+        close(compiled(make_image()), fused(make_image()))
     with pytest.raises(UserError, match=r"can't be exported.*that `fuse\(\)` was called on"):
-        torch.export.export(fused, (picture(),))
+        torch.export.export(fused, (make_image(),))
 
 
 def test_no_parameter_of_a_fused_network_learns() -> None:
     fused = trained("patchconvnet_s60").fuse()
     assert not any(parameter.requires_grad for parameter in fused.parameters())
     assert isinstance(fused.get_classifier(), nn.Linear)
-    assert not fused(picture()).requires_grad
+    assert not fused(make_image()).requires_grad

@@ -68,7 +68,7 @@ def test_patches_are_contiguous_in_either_memory_format() -> None:
 @pytest.mark.parametrize(("stride", "repeats"), [(1, 0), (2, 0), (1, 2)])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_pooled_stem_step_by_step(height: int, width: int, stride: int, repeats: int, norm: str) -> None:
-    # in double precision: over the few patches of the smallest pictures batch norm makes much of rounding
+    # in double precision: over the few patches of the smallest images batch norm makes much of rounding
     stem = PooledStem(3, 4, [6, 8], stride=stride, repeats=repeats, norm=norm).double()
 
     def norm_and_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_the_pooled_stem_step_by_step(height: int, width: int, stride: int, repe
     assert x.shape[2:] == (-(-height // patch), -(-width // patch))
 
 
-def pictures() -> torch.Tensor:
+def squares() -> torch.Tensor:
     """Smooth in space and alike in their colours, as photographs are: (64, 3, 33, 33)."""
     noise = F.interpolate(draw(64, 3, 11, 11), size=(33, 33), mode="bilinear")
     return noise + 0.5 * noise.mean(1, keepdim=True)
@@ -101,7 +101,7 @@ def pictures() -> torch.Tensor:
 @pytest.mark.parametrize("width", [10, 54, 60])  # fewer filters than 2 × 27, as many, more
 def test_whitened_answers_are_uncorrelated_and_of_variance_1(width: int) -> None:
     stem = PooledStem(3, width, [8])
-    images, before = pictures(), stem.convs[0].weight.clone()
+    images, before = squares(), stem.convs[0].weight.clone()
     stem.whiten(images)
     first, half = stem.convs[0], min(width // 2, 27)
     # patches that do not overlap, as the filters were made from

@@ -77,7 +77,7 @@ def test_layer_scale_starts_where_it_is_told_to() -> None:
     assert not hasattr(TrunkBlock(DIM).layer_scale, "gamma")
 
 
-def test_drop_path_leaves_out_whole_branches_of_pictures_and_keeps_the_mean() -> None:
+def test_drop_path_leaves_out_whole_branches_of_images_and_keeps_the_mean() -> None:
     rate, n = 0.2, 20_000
     block = randomise(TrunkBlock(DIM, layer_scale=1.0, drop_path=rate)).float()
     patches = draw(1, 2, 3, DIM)
@@ -85,7 +85,7 @@ def test_drop_path_leaves_out_whole_branches_of_pictures_and_keeps_the_mean() ->
         branch = block.eval()(patches) - patches
         torch.manual_seed(0)
         kept = block.train()(patches.expand(n, -1, -1, -1)) - patches
-    ratio = kept / branch  # 0, or 1 / (1 - rate), the same all over a picture
+    ratio = kept / branch  # 0, or 1 / (1 - rate), the same all over an image
     first = ratio[:, 0, 0, 0]
     torch.testing.assert_close(ratio, first[:, None, None, None].expand_as(ratio), atol=1e-3, rtol=1e-3)
     dropped = (first.abs() < 1e-3).float().mean().item()

@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.training.launch import Hardware
 from patchconvnet.training.loop import train
-from patchconvnet.training.machine import Machine
 from patchconvnet.training.recipe import DataOptions, ModelOptions, MonitorOptions, OptimizationOptions, Recipe
 
-CPU = Machine(accelerator="cpu")
+CPU = Hardware(accelerator="cpu")
 TIMINGS = ("images_per_second", "seconds")
 
 MICRO = Recipe(
@@ -24,7 +24,7 @@ MICRO = Recipe(
     preprocessing=Preprocessing(size=(16, 16), antialias=False, mean=(0.3,) * 3, std=(0.38,) * 3),
     augmentation=AugmentationConfig(random_crop_padding=2),
     optimization=OptimizationOptions(learning_rate=0.03, warmup=0.2),
-    monitor=MonitorOptions(every=0, pictures=3),
+    monitor=MonitorOptions(every=0, images=3),
     epochs=3,
     batch_size=64,  # 6 steps an epoch
     precision="32-true",
@@ -49,7 +49,7 @@ def _changed(part: Any, value: Any) -> Any:
 
 def run(recipe: Recipe, folder: Path, **options: Any) -> Path:
     """Train on the CPU into a folder; returns the folder."""
-    train(recipe, folder, **{"machine": CPU, **options})
+    train(recipe, folder, **{"hardware": CPU, **options})
     return folder
 
 

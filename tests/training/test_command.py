@@ -42,9 +42,7 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
-    assert lines[0].startswith(
-        "patchconvnet_micro (8,638 parameters) on digits: 397 pictures, 10 classes, 16×16 pixels"
-    )
+    assert lines[0].startswith("patchconvnet_micro (8,638 parameters) on digits: 397 images, 10 classes, 16×16 pixels")
     assert lines[2].startswith("epoch 1/1  loss 2.")
     assert lines[3].startswith("test set, model of epoch 1: loss")
     assert lines[-1] == f"model folder: {out / 'best'}"

@@ -1,4 +1,4 @@
-"""Two gloo processes against one: the same losses, the same statistics, every picture once, one voice.
+"""Two gloo processes against one: the same losses, the same statistics, every image once, one voice.
 
 Run as a script, this file is one of the two processes.
 """
@@ -31,10 +31,10 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from patchconvnet.cli import _quieten
-from patchconvnet.data.splits import Pictures
+from patchconvnet.data.splits import Images
 from patchconvnet.errors import UserError
 from patchconvnet.models.layers import BatchNorm
-from patchconvnet.training import machine
+from patchconvnet.training import launch
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.progress import TrainingProgress
@@ -55,7 +55,7 @@ RECIPES = {
         optimization={"accumulate": 2, "clip_gradient": 1.0, "ema_decay": 0.9},
     ),
 }
-EVALUATED = (1, 2, 203, 300)  # pictures; with 2 processes also none for one of them
+EVALUATED = (1, 2, 203, 300)  # images; with 2 processes also none for one of them
 BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
 
 
@@ -68,7 +68,7 @@ def be_one_of_two(folder: Path) -> None:
     for name, recipe in RECIPES.items():
         run(recipe, folder / name)
     interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
-    interrupted_and_resumed(RECIPES["layer"], folder / "sharded", machine.Machine("cpu", strategy="fsdp"))
+    interrupted_and_resumed(RECIPES["layer"], folder / "sharded", launch.Hardware("cpu", strategy="fsdp"))
     rank = dist.get_rank()
     torch.save([batch_norm_results(shape, rank, 2) for shape in BATCHES], folder / f"batch_norm_{rank}.pt")
     counted = [evaluation_figures(count, rank, 2) for count in EVALUATED]
@@ -88,7 +88,7 @@ def be_one_of_two(folder: Path) -> None:
     (folder / f"refusals_{rank}.json").write_text(json.dumps(refusals))
 
 
-def interrupted_and_resumed(recipe: Recipe, folder: Path, where: machine.Machine) -> None:
+def interrupted_and_resumed(recipe: Recipe, folder: Path, where: launch.Hardware) -> None:
     show = TrainingProgress.epoch
 
     def interrupt(self: TrainingProgress, row: dict[str, Any], is_best: bool) -> None:
@@ -97,9 +97,9 @@ def interrupted_and_resumed(recipe: Recipe, folder: Path, where: machine.Machine
 
     TrainingProgress.epoch = interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, folder, machine=where)
+        run(recipe, folder, hardware=where)
     TrainingProgress.epoch = show  # type: ignore[method-assign]
-    run(recipe, folder, machine=where, resume="yes")
+    run(recipe, folder, hardware=where, resume="yes")
 
 
 def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> di
 
 
 class Linear(nn.Module):
-    """Some fixed function of a picture's pixels."""
+    """Some fixed function of an image's pixels."""
 
     def forward(self, images: Tensor) -> Tensor:
         weight = torch.randn(images[0].numel(), 7, generator=torch.Generator().manual_seed(5))
@@ -147,9 +147,9 @@ def evaluation_figures(count: int, rank: int, world_size: int) -> dict[str, Any]
     generator = torch.Generator().manual_seed(count)
     images = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 7, (count,), generator=generator)
-    pictures = Pictures(images, labels, list("abcdefg"))
+    images = Images(images, labels, list("abcdefg"))
     preprocessing = micro(preprocessing={"size": (4, 4)}).preprocessing
-    result = evaluate(Linear(), pictures, preprocessing, batch_size=50, rank=rank, world_size=world_size)
+    result = evaluate(Linear(), images, preprocessing, batch_size=50, rank=rank, world_size=world_size)
     return {**result.to_dict(), "confusion": result.confusion.tolist()}
 
 
@@ -231,7 +231,7 @@ def test_a_batch_norm_that_is_not_known_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_counts_each_picture_once(two: Path) -> None:
+def test_evaluation_counts_each_image_once(two: Path) -> None:
     expected = [evaluation_figures(count, 0, 1) for count in EVALUATED]
     for rank in range(2):
         found = json.loads((two / f"evaluation_{rank}.json").read_text())

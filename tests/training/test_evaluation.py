@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import PictureFiles, Pictures
+from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.errors import UserError
 from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.evaluation_files import save_evaluation
@@ -24,7 +24,7 @@ PIXEL = Preprocessing(size=(1, 1))
 
 
 class Lookup(nn.Module):
-    """Gives picture i, whose only pixel holds i, the i-th row of given logits."""
+    """Gives image i, whose only pixel holds i, the i-th row of given logits."""
 
     def __init__(self, logits: Tensor):
         super().__init__()
@@ -37,9 +37,9 @@ class Lookup(nn.Module):
         return self.logits[numbers]
 
 
-def numbered_pictures(labels: Tensor) -> Pictures:
+def numbered_images(labels: Tensor) -> Images:
     images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
-    return Pictures(images, labels, [f"class {k}" for k in range(CLASSES)])
+    return Images(images, labels, [f"class {k}" for k in range(CLASSES)])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def logits() -> Tensor:
 
 @pytest.fixture(scope="module")
 def labels(logits: Tensor) -> Tensor:
-    """Right for about half of the pictures; the last class has none."""
+    """Right for about half of the images; the last class has none."""
     random = torch.randint(0, CLASSES - 1, (COUNT,), generator=torch.Generator().manual_seed(1))
     predicted = logits.argmax(1)
     return torch.where((torch.arange(COUNT) % 2 == 0) & (predicted < CLASSES - 1), predicted, random)
@@ -57,7 +57,7 @@ def labels(logits: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def result(logits: Tensor, labels: Tensor) -> Evaluation:
-    return evaluate(Lookup(logits), numbered_pictures(labels), PIXEL, batch_size=32)
+    return evaluate(Lookup(logits), numbered_images(labels), PIXEL, batch_size=32)
 
 
 def test_figures_equal_scikit_learns(result: Evaluation, logits: Tensor, labels: Tensor) -> None:
@@ -70,7 +70,7 @@ def test_figures_equal_scikit_learns(result: Evaluation, logits: Tensor, labels:
     np.testing.assert_array_equal(result.confusion.numpy(), expected)
     assert result.count == COUNT
     assert result.to_dict() == {
-        "pictures": COUNT,
+        "images": COUNT,
         "loss": result.loss,
         "top1": result.top1,
         "top5": result.top5,
@@ -99,26 +99,26 @@ def test_per_class_equals_scikit_learns(result: Evaluation, logits: Tensor, labe
     precision = precision_score(labels, predicted, **options)
     for k, row in enumerate(result.per_class()):
         assert row["class"] == f"class {k}"
-        assert row["pictures"] == int((labels == k).sum())
+        assert row["images"] == int((labels == k).sum())
         assert row["precision"] == pytest.approx(precision[k])
-        assert row["recall"] == (pytest.approx(recall[k]) if row["pictures"] else None)
+        assert row["recall"] == (pytest.approx(recall[k]) if row["images"] else None)
     assert result.per_class()[-1]["recall"] is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, COUNT, 1000])
 def test_the_batch_size_does_not_matter(batch_size: int, result: Evaluation, logits: Tensor, labels: Tensor) -> None:
     counted: list[int] = []
-    other = evaluate(Lookup(logits), numbered_pictures(labels), PIXEL, batch_size=batch_size, on_batch=counted.append)
+    other = evaluate(Lookup(logits), numbered_images(labels), PIXEL, batch_size=batch_size, on_batch=counted.append)
     assert other.to_dict() == pytest.approx(result.to_dict(), rel=1e-5)
     assert torch.equal(other.confusion, result.confusion)
     assert sum(counted) == COUNT
 
 
-def test_mirror_takes_the_mean_logits_of_a_picture_and_its_mirror_image() -> None:
+def test_mirror_takes_the_mean_logits_of_a_image_and_its_mirror_image() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 6, CLASSES))
     images = torch.randint(256, (50, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(50) % CLASSES
-    split = Pictures(images, labels, [f"class {k}" for k in range(CLASSES)])
+    split = Images(images, labels, [f"class {k}" for k in range(CLASSES)])
     inputs = Preprocessing(size=(4, 6)).batch(images)
     with torch.no_grad():
         expected = (linear(inputs) + linear(inputs.flip(3))) / 2
@@ -128,13 +128,13 @@ def test_mirror_takes_the_mean_logits_of_a_picture_and_its_mirror_image() -> Non
     assert mirrored.loss != pytest.approx(evaluate(linear, split, Preprocessing(size=(4, 6))).loss, rel=1e-5)
 
 
-def test_pictures_from_files_are_measured_as_those_in_memory(tmp_path: Path, logits: Tensor, labels: Tensor) -> None:
-    pictures = numbered_pictures(labels).subset(range(20))
+def test_images_from_files_are_measured_as_those_in_memory(tmp_path: Path, logits: Tensor, labels: Tensor) -> None:
+    images = numbered_images(labels).subset(range(20))
     paths = [tmp_path / f"{i}.png" for i in range(20)]
     for i, path in enumerate(paths):
         Image.fromarray(np.full((1, 1, 3), i, np.uint8)).save(path)
-    files = PictureFiles(paths, pictures.labels, pictures.class_names)
-    in_memory, from_files = (evaluate(Lookup(logits), split, PIXEL) for split in (pictures, files))
+    files = ImageFiles(paths, images.labels, images.class_names)
+    in_memory, from_files = (evaluate(Lookup(logits), split, PIXEL) for split in (images, files))
     assert from_files.to_dict() == in_memory.to_dict()
 
 
@@ -143,22 +143,22 @@ def test_the_model_is_evaluated_in_its_mode_and_left_in_the_one_it_had(
     training: bool, logits: Tensor, labels: Tensor
 ) -> None:
     model = Lookup(logits).train(training)
-    evaluate(model, numbered_pictures(labels), PIXEL, batch_size=100)
+    evaluate(model, numbered_images(labels), PIXEL, batch_size=100)
     assert model.modes == [False] * 3
     assert model.training is training
 
 
 def test_fewer_than_five_classes_have_a_top_5_too() -> None:
-    pictures = Pictures(torch.zeros(4, 3, 1, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ["a", "b"])
-    result = evaluate(Lookup(torch.tensor([[2.0, 1.0]])), pictures, PIXEL)
+    images = Images(torch.zeros(4, 3, 1, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ["a", "b"])
+    result = evaluate(Lookup(torch.tensor([[2.0, 1.0]])), images, PIXEL)
     assert (result.top1, result.top5) == (0.5, 1.0)
 
 
 def test_what_does_not_belong_together_is_refused(logits: Tensor, labels: Tensor) -> None:
     with pytest.raises(UserError, match="the model has 6 classes, the data 7"):
-        evaluate(Lookup(logits[:, :6]), numbered_pictures(labels), PIXEL)
-    with pytest.raises(UserError, match="no pictures to evaluate on"):
-        evaluate(Lookup(logits), numbered_pictures(labels[:0]), PIXEL)
+        evaluate(Lookup(logits[:, :6]), numbered_images(labels), PIXEL)
+    with pytest.raises(UserError, match="no images to evaluate on"):
+        evaluate(Lookup(logits), numbered_images(labels[:0]), PIXEL)
 
 
 def test_files_hold_the_figures(result: Evaluation, tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ def test_files_hold_the_figures(result: Evaluation, tmp_path: Path) -> None:
     assert written["top1"] == result.top1
     assert [row["class"] for row in written["classes"]] == result.class_names
     table = list(csv.DictReader(paths[1].open()))
-    assert [int(row["pictures"]) for row in table] == result.confusion.sum(1).tolist()
+    assert [int(row["images"]) for row in table] == result.confusion.sum(1).tolist()
     assert table[-1]["recall"] == ""
     confusion = list(csv.reader(paths[2].open()))
     assert confusion[0][1:] == [row[0] for row in confusion[1:]] == result.class_names
     assert [[int(cell) for cell in row[1:]] for row in confusion[1:]] == result.confusion.tolist()
-    with Image.open(paths[3]) as picture:
-        assert min(picture.size) > 200
+    with Image.open(paths[3]) as image:
+        assert min(image.size) > 200
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_text(""), lambda path: path.mkdir()])
@@ -186,6 +186,6 @@ def test_files_that_cannot_be_written_are_an_error_in_words(
     write(tmp_path / "out" / "file")
     target = tmp_path / "out" / "file"
     if target.is_dir():
-        (target / "confusion.png").mkdir()  # a picture can't replace a folder
+        (target / "confusion.png").mkdir()  # an image can't replace a folder
     with pytest.raises(UserError, match="cannot write"):
         save_evaluation(result, target, {})

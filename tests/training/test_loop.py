@@ -46,7 +46,7 @@ from patchconvnet.training.sources import build_model, load_data
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `MICRO`, with attention pictures."""
+    """A run of `MICRO`, with attention figures."""
     return run(micro(monitor={"every": 1}), tmp_path_factory.mktemp("whole_run"))
 
 
@@ -252,7 +252,7 @@ def test_without_a_validation_set_the_last_epoch_is_kept(tmp_path: Path) -> None
     assert_same_weights(kept(folder), checkpoint(folder)["model"])
     metrics = json.loads((folder / "best" / "config.json").read_text())["metrics"]
     assert metrics["epoch"] == 3
-    assert metrics["test"]["pictures"] == 1400
+    assert metrics["test"]["images"] == 1400
     assert rows(folder)[0]["val_top1"] == ""
 
 
@@ -290,18 +290,18 @@ def test_progress_shows_loss_accuracy_speed_and_time_left(
 
 
 @pytest.fixture(scope="module")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some digits as files of several shapes and kinds, with train/ and test/."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     data = load_data(micro(data={"validation": 0}))
     for split, count in (("train", 90), ("test", 30)):
-        pictures = data.require(split)
+        images = data.require(split)
         for i in range(count):
-            folder = root / split / f"digit_{int(pictures.labels[i])}"
+            folder = root / split / f"digit_{int(images.labels[i])}"
             folder.mkdir(parents=True, exist_ok=True)
             side = 20 + i % 3
-            picture = Image.fromarray(pictures.images[i, 0].numpy()).resize((side, side + i % 2))
-            picture.save(folder / f"{i}.{'jpg' if i % 5 == 0 else 'png'}")
+            image = Image.fromarray(images.images[i, 0].numpy()).resize((side, side + i % 2))
+            image.save(folder / f"{i}.{'jpg' if i % 5 == 0 else 'png'}")
     return root
 
 
@@ -310,19 +310,19 @@ def from_folder(root: Path, **data: Any) -> Recipe:
     return micro(data=options, batch_size=16, augmentation={"random_crop_padding": 0, "canvas": 20})
 
 
-def test_pictures_in_memory_and_from_files_give_the_same_bits(picture_folder: Path, tmp_path: Path) -> None:
-    in_memory = run(from_folder(picture_folder), tmp_path / "memory")
-    assert (len(step_losses(in_memory)), rows(in_memory)[0]["step"]) == (12, "4")  # 70 pictures in batches of 16
-    from_files = run(from_folder(picture_folder, memory_gb=0.0), tmp_path / "files")
+def test_images_in_memory_and_from_files_give_the_same_bits(image_folder: Path, tmp_path: Path) -> None:
+    in_memory = run(from_folder(image_folder), tmp_path / "memory")
+    assert (len(step_losses(in_memory)), rows(in_memory)[0]["step"]) == (12, "4")  # 70 images in batches of 16
+    from_files = run(from_folder(image_folder, memory_gb=0.0), tmp_path / "files")
     assert_same_weights(kept(in_memory), kept(from_files))
-    by_workers = run(from_folder(picture_folder, memory_gb=0.0, workers=2), tmp_path / "workers")
+    by_workers = run(from_folder(image_folder, memory_gb=0.0, workers=2), tmp_path / "workers")
     assert_same_weights(kept(in_memory), kept(by_workers))
     assert untimed(in_memory) == untimed(from_files) == untimed(by_workers)
 
 
-def test_random_boxes_are_taken_from_larger_pictures(picture_folder: Path) -> None:
+def test_random_boxes_are_taken_from_larger_images(image_folder: Path) -> None:
     recipe = micro(
-        data={"name": f"folder:{picture_folder}", "validation": 20, "test": None},
+        data={"name": f"folder:{image_folder}", "validation": 20, "test": None},
         augmentation={"random_crop_padding": 0, "random_resized_crop_scale": (0.3, 1.0)},
     )
     source = loop.batch_source(load_data(recipe).require("train"), recipe, torch.device("cpu"), show_progress=False)
@@ -332,18 +332,18 @@ def test_random_boxes_are_taken_from_larger_pictures(picture_folder: Path) -> No
     assert labels.shape == (2,)
 
 
-def test_grey_pictures_make_a_network_of_one_channel(picture_folder: Path, tmp_path: Path) -> None:
+def test_grey_images_make_a_network_of_one_channel(image_folder: Path, tmp_path: Path) -> None:
     grey = {"mean": (0.3,), "std": (0.38,)}
-    folder = run(micro(data=from_folder(picture_folder).data, preprocessing=grey, batch_size=16), tmp_path)
+    folder = run(micro(data=from_folder(image_folder).data, preprocessing=grey, batch_size=16), tmp_path)
     assert PatchConvNet.from_pretrained(folder / "best").in_chans == 1
 
 
-def test_fewer_pictures_than_a_batch_make_one_step(picture_folder: Path, tmp_path: Path) -> None:
-    folder = run(micro(data=from_folder(picture_folder).data, batch_size=128), tmp_path)
+def test_fewer_images_than_a_batch_make_one_step(image_folder: Path, tmp_path: Path) -> None:
+    folder = run(micro(data=from_folder(image_folder).data, batch_size=128), tmp_path)
     assert [row["step"] for row in rows(folder)] == ["1", "2", "3"]
 
 
-def test_a_model_folder_can_be_gone_on_from(whole_run: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_model_folder_can_be_gone_on_from(whole_run: Path, image_folder: Path, tmp_path: Path) -> None:
     recipe = micro(model={"name": str(whole_run / "best"), "options": {"drop_rate": 0.1}}, epochs=1)
     assert step_losses(run(recipe, tmp_path / "same"))[0] < step_losses(whole_run)[0] - 0.1
 
@@ -407,7 +407,7 @@ def test_mistakes_in_a_recipe_are_said_in_words(changes: dict, words: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("machine", "words"),
+    ("hardware", "words"),
     [
         ({"strategy": "dpp"}, "unknown strategy 'dpp'; known: auto, ddp, fsdp"),
         ({"devices": 0}, "devices and nodes must be at least 1"),
@@ -415,17 +415,17 @@ def test_mistakes_in_a_recipe_are_said_in_words(changes: dict, words: str, tmp_p
         ({"accelerator": "quantum"}, "cannot train on 1 × quantum"),
     ],
 )
-def test_impossible_machines_are_refused(machine: dict, words: str, tmp_path: Path) -> None:
+def test_impossible_machines_are_refused(hardware: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        train(MICRO, tmp_path, machine=loop.Machine(**{"accelerator": "cpu", **machine}))
+        train(MICRO, tmp_path, hardware=loop.Hardware(**{"accelerator": "cpu", **hardware}))
 
 
 def test_sharded_weights_refuse_what_needs_whole_ones(tmp_path: Path) -> None:
-    sharded = loop.Machine(accelerator="cpu", strategy="fsdp")
+    sharded = loop.Hardware(accelerator="cpu", strategy="fsdp")
     with pytest.raises(UserError, match="'muon' may need whole weight matrices"):
-        train(micro(optimization={"optimizer": "muon"}), tmp_path, machine=sharded)
+        train(micro(optimization={"optimizer": "muon"}), tmp_path, hardware=sharded)
     with pytest.raises(UserError, match="ema_decay needs whole weights"):
-        train(micro(optimization={"ema_decay": 0.9}), tmp_path, machine=sharded)
+        train(micro(optimization={"ema_decay": 0.9}), tmp_path, hardware=sharded)
 
 
 # Run folders
@@ -496,16 +496,16 @@ def test_a_recipe_that_a_person_wrote_is_not_overwritten(tmp_path: Path) -> None
     ("change", "what"),
     [
         (lambda root: (root / "train" / "digit_3").rename(root / "train" / "digit_x"), "class names and "),
-        (lambda root: next((root / "train" / "digit_3").glob("*.png")).unlink(), "train pictures and validation p"),
-        (lambda root: next((root / "test" / "digit_3").iterdir()).unlink(), "the test pictures of folder"),
+        (lambda root: next((root / "train" / "digit_3").glob("*.png")).unlink(), "train images and validation i"),
+        (lambda root: next((root / "test" / "digit_3").iterdir()).unlink(), "the test images of folder"),
     ],
 )
-def test_a_run_goes_on_only_with_its_own_pictures(
-    change: Callable[[Path], object], what: str, picture_folder: Path, tmp_path: Path
+def test_a_run_goes_on_only_with_its_own_images(
+    change: Callable[[Path], object], what: str, image_folder: Path, tmp_path: Path
 ) -> None:
     """Otherwise they would be divided anew, and what was trained on could be tested on."""
-    root = tmp_path / "pictures"
-    shutil.copytree(picture_folder, root)
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
     folder = run(from_folder(root), tmp_path / "run")
     run(from_folder(root), folder, resume="yes")
     if what.startswith("class"):
@@ -664,7 +664,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
     assert kept(compiled).keys() == kept(eager).keys()
 
 
-def test_progressive_training_shows_small_pictures_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progressive_training_shows_small_images_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     forward = PatchConvNet.forward
 

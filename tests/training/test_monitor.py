@@ -1,4 +1,4 @@
-"""The monitor: which pictures, which epochs, and what it leaves."""
+"""The monitor: which images, which epochs, and what it leaves."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from small_runs import MICRO, events, micro, rows, run
 from torch import Tensor
 
 from patchconvnet import PatchConvNet
-from patchconvnet.data.splits import Pictures
+from patchconvnet.data.splits import Images
 from patchconvnet.training import monitor as monitor_module
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.progress import TrainingProgress
@@ -49,25 +49,25 @@ def digits() -> Any:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(micro(epochs=5, monitor={"every": 2, "pictures": 4}), tmp_path_factory.mktemp("watched"))
+    return run(micro(epochs=5, monitor={"every": 2, "images": 4}), tmp_path_factory.mktemp("watched"))
 
 
-def test_a_run_leaves_pictures_maps_a_figure_and_an_animation(watched: Path) -> None:
+def test_a_run_leaves_images_maps_a_figure_and_an_animation(watched: Path) -> None:
     assert drawn(watched) == [2, 4, 5]
     assert frames(watched / "attention" / "evolution.gif") == 3
     for name in ("epoch_002.png", "evolution.png"):
-        with Image.open(watched / "attention" / name) as picture:
-            assert np.asarray(picture.convert("RGB")).std() > 10  # something is on it
+        with Image.open(watched / "attention" / name) as image:
+            assert np.asarray(image.convert("RGB")).std() > 10  # something is on it
     logged = events(watched).Images("attention")
     assert [image.step for image in logged] == [12, 24, 30]
-    with Image.open(watched / "attention" / "epoch_005.png") as picture:
-        assert (logged[-1].width, logged[-1].height) == picture.size
+    with Image.open(watched / "attention" / "epoch_005.png") as image:
+        assert (logged[-1].width, logged[-1].height) == image.size
 
 
 def test_maps_are_those_of_the_network_after_that_epoch(watched: Path) -> None:
     maps = np.load(watched / "attention" / "maps_00005.npy")
-    assert maps.shape == (4, 4, 4)  # pictures, height and width in patches
-    data, recipe = load_data(MICRO), micro(monitor={"pictures": 4})
+    assert maps.shape == (4, 4, 4)  # images, height and width in patches
+    data, recipe = load_data(MICRO), micro(monitor={"images": 4})
     model = build_model(recipe, 10)
     model.load_state_dict(torch.load(watched / "checkpoints" / "last.ckpt", weights_only=True)["model"])
     monitor = AttentionMonitor(data.require("validation"), recipe.preprocessing, recipe.monitor, watched, recipe.seed)
@@ -78,7 +78,7 @@ def test_maps_are_those_of_the_network_after_that_epoch(watched: Path) -> None:
     assert maps.sum((1, 2)) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_validation_pictures_are_shown_and_never_test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_images_are_shown_and_never_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     make = AttentionMonitor.__init__
 
@@ -96,13 +96,13 @@ def test_validation_pictures_are_shown_and_never_test_pictures(tmp_path: Path, m
     assert len(shown) == 2
 
 
-def test_pictures_are_spread_over_the_classes() -> None:
+def test_images_are_spread_over_the_classes() -> None:
     labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 40)
-    pictures = Pictures(torch.zeros(93, 3, 8, 8, dtype=torch.uint8), labels, ["a", "b", "c"])
+    images = Images(torch.zeros(93, 3, 8, 8, dtype=torch.uint8), labels, ["a", "b", "c"])
 
     def chosen(count: int, seed: int = 0) -> Tensor:
-        options = MonitorOptions(pictures=count)
-        return AttentionMonitor(pictures, MICRO.preprocessing, options, Path("unused"), seed).indices
+        options = MonitorOptions(images=count)
+        return AttentionMonitor(images, MICRO.preprocessing, options, Path("unused"), seed).indices
 
     for count, expected in ((3, [1, 1, 1]), (6, [2, 2, 2]), (13, [5, 3, 5]), (93, [50, 3, 40]), (500, [50, 3, 40])):
         places = chosen(count)
@@ -119,9 +119,9 @@ def test_class_wise_heads_show_the_predicted_class(tmp_path: Path) -> None:
     model = build_model(recipe, 10)
     torch.nn.init.normal_(model.get_parameter("pooling.query"), std=5.0)
     monitor = AttentionMonitor(digits(), recipe.preprocessing, recipe.monitor, tmp_path, 0)
-    picture = monitor.draw(model, 0, CPU)
-    assert picture.dtype == np.uint8
-    assert picture.shape[2] == 3
+    image = monitor.draw(model, 0, CPU)
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
     with torch.inference_mode():
         output = model.eval()(recipe.preprocessing.batch(digits().images[monitor.indices]), return_attention=True)
     expected = output.attention[range(3), output.logits.argmax(1)]

@@ -8,7 +8,7 @@ import torch
 import yaml
 from small_runs import MICRO, micro, run
 
-from patchconvnet.data.splits import DataSplits, Pictures
+from patchconvnet.data.splits import DataSplits, Images
 from patchconvnet.errors import UserError
 from patchconvnet.training import loop
 from patchconvnet.training.recipe import ProgressiveOptions, Recipe, read_recipe, recipe_path, shipped_recipes
@@ -29,8 +29,8 @@ def test_shipped_recipe_builds_its_model_and_trains_a_step(
     recipe = read_recipe(name)
     side = 8 if recipe.data.name == "digits" else 32
     images = torch.randint(0, 256, (4, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    pictures = Pictures(images, torch.tensor([0, 1, 0, 1]), ["cat", "dog"])
-    monkeypatch.setattr(loop, "load_data", lambda recipe, **_: DataSplits("two", ["cat", "dog"], pictures, pictures))
+    images = Images(images, torch.tensor([0, 1, 0, 1]), ["cat", "dog"])
+    monkeypatch.setattr(loop, "load_data", lambda recipe, **_: DataSplits("two", ["cat", "dog"], images, images))
     run(
         replace(
             recipe,
@@ -122,7 +122,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
         ({"batch_size": -4}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"monitor": {"every": -1}}, "monitor.every must be 0 or more"),
-        ({"monitor": {"pictures": 0}}, "monitor.pictures must be at least 1"),
+        ({"monitor": {"images": 0}}, "monitor.images must be at least 1"),
         ({"data": {"memory_gb": -1.0}}, "data.memory_gb must be 0 or more"),
         ({"optimization": {"learning_rate": float("nan")}}, "learning_rate must be above 0, not nan"),
         ({"optimization": {"warmup": 1.0}}, "warmup is a share of all steps"),
@@ -142,7 +142,7 @@ def test_impossible_values_are_refused_at_once(changes: dict, words: str) -> Non
         micro(**changes)
 
 
-def test_pictures_grow_patch_by_patch_to_their_full_size() -> None:
+def test_images_grow_patch_by_patch_to_their_full_size() -> None:
     grow = ProgressiveOptions(start=0.5, until=0.5)
     assert [grow.size((32, 48), 4, epoch, 10) for epoch in range(6)] == [
         (16, 24), (16, 28), (20, 32), (24, 36), (28, 40), (32, 48),

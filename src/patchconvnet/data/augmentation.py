@@ -1,8 +1,8 @@
-"""Training pictures: changed at random per image, in batches, on the training device, from uint8.
+"""Training images: changed at random per image, in batches, on the training device, from uint8.
 
-A batch costs a few index operations and no loop over images (only RandAugment works picture by picture, in PIL). All
+A batch costs a few index operations and no loop over images (only RandAugment works image by image, in PIL). All
 random numbers are drawn on the CPU for the global batch, of which each process then takes its slice, so that one
-process and many see the same pictures. Reflected crop, alternating flip and cutout are those of airbench
+process and many see the same images. Reflected crop, alternating flip and cutout are those of airbench
 (github.com/KellerJordan/cifar10-airbench); RandAugment, Mixup and CutMix are timm's, random erasing follows timm's.
 """
 
@@ -29,15 +29,15 @@ Flip = Literal["none", "random", "alternating"]
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What is done to training pictures, in the order in which it is done; by default nothing.
+    """What is done to training images, in the order in which it is done; by default nothing.
 
     Args:
-        randaugment: timm's RandAugment, such as "rand-m9-mstd0.5-inc1"; slow, since it works on single PIL pictures.
-        canvas: side(s) in pixels, one number or (height, width), that pictures are resized to before a crop of the
+        randaugment: timm's RandAugment, such as "rand-m9-mstd0.5-inc1"; slow, since it works on single PIL images.
+        canvas: side(s) in pixels, one number or (height, width), that images are resized to before a crop of the
             network's size is taken at a random place (the Keras example: 52, of which 48).
-        random_crop_padding: the picture, already of the network's size, is moved by up to so many pixels in each
+        random_crop_padding: the image, already of the network's size, is moved by up to so many pixels in each
             direction, and what is missing is filled by reflection.
-        random_resized_crop_scale: (smallest, largest) share of the picture's area that a random box keeps, which is
+        random_resized_crop_scale: (smallest, largest) share of the image's area that a random box keeps, which is
             then resized to the network's size (ImageNet: 0.08, 1).
         random_resized_crop_ratio: (smallest, largest) width / height of that box.
         flip: mirror left and right: "none", at "random", or "alternating": every image at random in its first epoch
@@ -130,7 +130,7 @@ class Augmentation:
         if config.random_crop_padding >= min(height, width):
             raise UserError(
                 f"augmentation random_crop_padding is {config.random_crop_padding}, the network's input only "
-                f"{height}×{width}; a reflection is narrower than the picture."
+                f"{height}×{width}; a reflection is narrower than the image."
             )
         if config.cutout > min(height, width):
             raise UserError(
@@ -158,10 +158,10 @@ class Augmentation:
         generator: Generator,
         batch_slice: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Training pictures → network inputs.
+        """Training images → network inputs.
 
         Args:
-            images: (B, C, H, W) uint8, this process's pictures, on the device.
+            images: (B, C, H, W) uint8, this process's images, on the device.
             labels: (B,) int64, on the same device.
             indices: (G,) the whole global batch's places in the data set.
             epoch: counted from 0; decides alternating flips.
@@ -220,9 +220,9 @@ class Augmentation:
     def _rand_augmented(self, images: Tensor, seeds: list[int]) -> Tensor:
         changed = []
         for image, seed in zip(images.cpu(), seeds, strict=True):
-            picture = Image.fromarray(image.movedim(0, -1).numpy())
+            pil_image = Image.fromarray(image.movedim(0, -1).numpy())
             with _seeded(seed):
-                changed.append(pixels(self._rand_augment(picture), self.preprocessing.channels))  # type: ignore[misc]
+                changed.append(pixels(self._rand_augment(pil_image), self.preprocessing.channels))  # type: ignore[misc]
         return torch.stack(changed).to(images.device)
 
     def _mixed(self, values: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -271,10 +271,10 @@ class _Draw:
         """Boxes of random area, shape and place, as torchvision and timm draw them: up to ten attempts an image.
 
         Args:
-            height, width: of the picture.
-            area: (smallest, largest) share of the picture's area.
+            height, width: of the image.
+            area: (smallest, largest) share of the image's area.
             ratio: (smallest, largest) width / height.
-            fallback_to_all: whether the box is the whole picture, and not empty, where no attempt fits into it.
+            fallback_to_all: whether the box is the whole image, and not empty, where no attempt fits into it.
 
         Returns:
             top, left, height, width of each box, (B,) int64.
@@ -326,10 +326,10 @@ def _window(values: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple
     across = torch.arange(width, device=values.device)
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)  # (B, w)
     rows, columns = _reflected(rows, values.shape[-2]), _reflected(columns, values.shape[-1])
-    count, channels, picture_height, picture_width = values.shape
-    places = (rows[:, :, None] * picture_width + columns[:, None, :]).view(count, 1, height * width)
+    count, channels, image_height, image_width = values.shape
+    places = (rows[:, :, None] * image_width + columns[:, None, :]).view(count, 1, height * width)
     # A gather over flattened pixels takes a quarter of the time of indexing with rows and columns.
-    picked = values.reshape(count, channels, picture_height * picture_width).gather(2, places.expand(-1, channels, -1))
+    picked = values.reshape(count, channels, image_height * image_width).gather(2, places.expand(-1, channels, -1))
     return picked.view(count, channels, height, width)
 
 
@@ -347,7 +347,7 @@ def _resized_boxes(
     top, left, box_height, box_width = (side.to(values.dtype) for side in box)
     mirror = torch.where(flip, -1.0, 1.0)
     zero = torch.zeros_like(top)
-    # Affine map from the output's −1..1 to the picture's −1..1: half the box's side, and its centre.
+    # Affine map from the output's −1..1 to the image's −1..1: half the box's side, and its centre.
     across = torch.stack((mirror * box_width / width, zero, (2 * left + box_width) / width - 1), dim=1)
     down = torch.stack((zero, box_height / height, (2 * top + box_height) / height - 1), dim=1)
     grid = F.affine_grid(torch.stack((across, down), dim=1), [len(values), 1, *size], align_corners=False)
@@ -381,7 +381,7 @@ def _inside(top: Tensor, left: Tensor, box_height: Tensor, box_width: Tensor, he
 
 def _rand_augment(config: str, preprocessing: Preprocessing):  # type: ignore[no-untyped-def]  # timm has no types
     if preprocessing.channels != 3:
-        raise UserError(f"augmentation randaugment works on colour pictures, not on {preprocessing.channels} channels.")
+        raise UserError(f"augmentation randaugment works on colour images, not on {preprocessing.channels} channels.")
     mean = tuple(round(255 * value) for value in preprocessing.mean)
     hparams = {"translate_const": int(min(preprocessing.size) * 0.45), "img_mean": mean}
     try:

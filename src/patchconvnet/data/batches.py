@@ -1,4 +1,4 @@
-"""Network inputs in batches, for evaluation and explanation: the same tensors wherever the pictures lie."""
+"""Network inputs in batches, for evaluation and explanation: the same tensors wherever the images lie."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import Pictures, Split, in_batches
+from patchconvnet.data.splits import Images, Split, in_batches
 
 
 def batches(
@@ -19,21 +19,21 @@ def batches(
     indices: Tensor | Sequence[int] | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The pictures of a split, in order.
+    """The images of a split, in order.
 
     Args:
-        split: pictures in memory, which are preprocessed on the device, or files.
-        preprocessing: from picture to network input.
-        batch_size: pictures at a time; the last batch may hold fewer.
+        split: images in memory, which are preprocessed on the device, or files.
+        preprocessing: from image to network input.
+        batch_size: images at a time; the last batch may hold fewer.
         device: where the tensors go.
-        indices: which pictures, in which order; all by default.
-        workers: processes that read files; 0 reads in this one. Pictures in memory need none.
+        indices: which images, in which order; all by default.
+        workers: processes that read files; 0 reads in this one. Images in memory need none.
 
     Yields:
         (images (B, C, h, w) float32, labels (B,) int64, indices (B,) int64), all on the device.
     """
     chosen = torch.arange(len(split)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
-    if isinstance(split, Pictures):
+    if isinstance(split, Images):
         for part in chosen.split(batch_size):
             images = preprocessing.batch(split.images[part].to(device))
             yield images, split.labels[part].to(device), part.to(device)

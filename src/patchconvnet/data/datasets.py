@@ -10,10 +10,10 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchconvnet.data.folders import load_folder
-from patchconvnet.data.splits import DataSplits, PictureFiles, Pictures, Split, set_aside_count, stratified_split
+from patchconvnet.data.splits import DataSplits, ImageFiles, Images, Split, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
-__all__ = ["DataSplits", "PictureFiles", "Pictures", "Split", "load"]
+__all__ = ["DataSplits", "ImageFiles", "Images", "Split", "load"]
 
 KNOWN = ("cifar10", "cifar100", "digits", "folder:PATH")
 
@@ -36,14 +36,14 @@ def load(
             "folder:PATH" (one folder a class, see `patchconvnet.data.folders`).
         root: where CIFAR lies, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet. A relative
             folder:PATH is taken from there too where `root` is given.
-        validation: pictures set aside from the training pictures, as a fraction below 1 or a number; 0 for none. CIFAR
+        validation: images set aside from the training images, as a fraction below 1 or a number; 0 for none. CIFAR
             gives its last ones (default 10,000, as in the Keras example), digits and folders a stratified choice
             (default 15 % and 10 %). A folder with a validation folder of its own uses that.
         test: the same for digits and for folders without train/ or test/; CIFAR has a test set of its own.
         seed: of the stratified choice.
-        strict: whether a file that is not a readable picture is an error; otherwise it is skipped with a warning.
+        strict: whether a file that is not a readable image is an error; otherwise it is skipped with a warning.
         download: whether CIFAR may be downloaded where it is missing.
-        show_progress: whether to draw a progress bar while a folder's pictures are checked.
+        show_progress: whether to draw a progress bar while a folder's images are checked.
 
     Raises:
         UserError: the name is unknown, the data is not there, or the options don't fit it.
@@ -87,20 +87,20 @@ def _cifar(name: str, root: str | os.PathLike[str] | None, validation: float, do
             f"the unpacked {reader.url} there."
         ) from error
     class_names = list(training.classes)
-    pictures, test = (
-        Pictures(
+    images, test = (
+        Images(
             torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
             torch.tensor(part.targets),
             class_names,
         )
         for part in (training, testing)
     )
-    kept = len(pictures) - set_aside_count(validation, len(pictures), "validation")
+    kept = len(images) - set_aside_count(validation, len(images), "validation")
     return DataSplits(
         name=name,
         class_names=class_names,
-        train=pictures.subset(slice(kept)),
-        validation=pictures.subset(slice(kept, None)) if kept < len(pictures) else None,
+        train=images.subset(slice(kept)),
+        validation=images.subset(slice(kept, None)) if kept < len(images) else None,
         test=test,
     )
 
@@ -111,10 +111,8 @@ def _digits(validation: float, test: float, seed: int) -> DataSplits:
     bunch = load_digits()
     values = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)  # 0..16 → 0..255
     class_names = [str(digit) for digit in bunch.target_names]
-    pictures = Pictures(values[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target).to(torch.int64), class_names)
-    counts = [
-        set_aside_count(share, len(pictures), what) for share, what in ((validation, "validation"), (test, "test"))
-    ]
-    chosen = stratified_split(pictures.labels, counts, seed)
-    for_validation, for_test, for_training = (pictures.subset(part) if len(part) else None for part in chosen)
+    images = Images(values[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target).to(torch.int64), class_names)
+    counts = [set_aside_count(share, len(images), what) for share, what in ((validation, "validation"), (test, "test"))]
+    chosen = stratified_split(images.labels, counts, seed)
+    for_validation, for_test, for_training = (images.subset(part) if len(part) else None for part in chosen)
     return DataSplits("digits", class_names, for_training, for_validation, for_test)

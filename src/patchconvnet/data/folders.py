@@ -1,9 +1,9 @@
-"""A folder of pictures as a data set: one folder a class, whole or under train/, val/ and test/.
+"""A folder of images as a data set: one folder a class, whole or under train/, val/ and test/.
 
     PATH/cat/…, PATH/dog/…                      one tree: a seeded stratified choice becomes validation and test
     PATH/train/cat/…, PATH/val/cat/…, PATH/test/cat/…   splits of its own
 
-Pictures may lie in folders below a class's folder. Hidden files and operating systems' leftovers are passed over.
+Images may lie in folders below a class's folder. Hidden files and operating systems' leftovers are passed over.
 """
 
 import glob
@@ -19,11 +19,11 @@ from PIL import Image
 from rich.progress import track
 
 from patchconvnet.data.preprocessing import as_rgb
-from patchconvnet.data.splits import DataSplits, PictureFiles, SplitName, set_aside_count, stratified_split
+from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
-PICTURE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
+IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
     "val": "validation",
@@ -32,7 +32,7 @@ SPLIT_FOLDERS: dict[str, SplitName] = {
     "test": "test",
 }
 SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information"))
-DEFAULT_SHARE = 0.1  # of a tree's pictures, for validation and for test each
+DEFAULT_SHARE = 0.1  # of a tree's images, for validation and for test each
 
 
 def load_folder(
@@ -44,13 +44,13 @@ def load_folder(
     strict: bool = False,
     show_progress: bool = False,
 ) -> DataSplits:
-    """The pictures under `path`, each checked once for being readable.
+    """The images under `path`, each checked once for being readable.
 
     Args: see `patchconvnet.data.datasets.load`.
 
     Raises:
-        UserError: there is no such folder, it holds no class folders or only one, a class is without pictures, val/ or
-            test/ has a class that train/ has not, a share is asked for that does not fit, or, if `strict`, a picture is
+        UserError: there is no such folder, it holds no class folders or only one, a class is without images, val/ or
+            test/ has a class that train/ has not, a share is asked for that does not fit, or, if `strict`, an image is
             unreadable.
     """
     if not path.exists():
@@ -66,7 +66,7 @@ def load_folder(
 
     if test is not None:
         raise UserError(f"{path} has splits of its own ({', '.join(trees)}); leave test away.")
-    if "validation" in found and validation:  # a recipe's 0 means: take none of the training pictures
+    if "validation" in found and validation:  # a recipe's 0 means: take none of the training images
         raise UserError(f"{path} has a validation folder of its own; leave validation away.")
     if "train" in found and "validation" not in found:
         count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
@@ -85,7 +85,7 @@ def load_folder(
 
 def _split_tree(
     path: Path,
-    files: PictureFiles,
+    files: ImageFiles,
     skipped: tuple[Path, ...],
     validation: float | None,
     test: float | None,
@@ -126,18 +126,18 @@ def _split_folders(path: Path) -> dict[str, Path]:
 def _class_names(path: Path) -> list[str]:
     names = [folder.name for folder in _folders(path)]
     if not names:
-        raise UserError(f"{path} holds no class folders; put the pictures of each class into a folder of its name.")
+        raise UserError(f"{path} holds no class folders; put the images of each class into a folder of its name.")
     if len(names) == 1:
         raise UserError(f"{path} holds one class folder only, {names[0]!r}; a classifier needs at least two.")
     return names
 
 
-def _find(path: Path, class_names: list[str]) -> PictureFiles:
-    """All files under a tree's class folders that are pictures by their name."""
+def _find(path: Path, class_names: list[str]) -> ImageFiles:
+    """All files under a tree's class folders that are images by their name."""
     folders = _folders(path)
     if not folders:
         raise UserError(
-            f"{path} holds no class folders; put its pictures into folders of their classes' names, or remove it."
+            f"{path} holds no class folders; put its images into folders of their classes' names, or remove it."
         )
     unknown = [folder.name for folder in folders if folder.name not in class_names]
     if unknown:
@@ -146,35 +146,35 @@ def _find(path: Path, class_names: list[str]) -> PictureFiles:
     labels: list[int] = []
     empty = []
     for folder in folders:
-        pictures = sorted(_pictures_below(folder))
-        if not pictures:
+        images = sorted(_images_below(folder))
+        if not images:
             empty.append(folder.name)
-        paths += pictures
-        labels += [class_names.index(folder.name)] * len(pictures)
+        paths += images
+        labels += [class_names.index(folder.name)] * len(images)
     if empty:
-        raise UserError(f"no pictures in class folder {', '.join(empty[:5])} of {path}; fill or remove it.")
-    return PictureFiles(paths, torch.tensor(labels, dtype=torch.int64), class_names)
+        raise UserError(f"no images in class folder {', '.join(empty[:5])} of {path}; fill or remove it.")
+    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), class_names)
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _is_junk(name)]
         for name in files:
-            if not _is_junk(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+            if not _is_junk(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)
 
 
-def find_pictures(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Picture files, for people who name files, folders and patterns.
+def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """ImageLike files, for people who name files, folders and patterns.
 
     Args:
-        sources: files, taken as they are; folders, with all pictures below them; patterns such as `pets/*.jpg`.
+        sources: files, taken as they are; folders, with all images below them; patterns such as `pets/*.jpg`.
 
     Returns:
         Paths, each once, those of a folder or pattern in alphabetical order.
 
     Raises:
-        UserError: a source that is none of these, or a folder or pattern without pictures.
+        UserError: a source that is none of these, or a folder or pattern without images.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -182,34 +182,34 @@ def find_pictures(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
         if path.is_file():
             paths = [path]
         elif path.is_dir():
-            paths = sorted(_pictures_below(path))
+            paths = sorted(_images_below(path))
         else:
             matches = (Path(name) for name in glob.glob(str(path), recursive=True))
-            paths = sorted(match for match in matches if match.suffix.lower() in PICTURE_SUFFIXES)
+            paths = sorted(match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES)
             if not paths and not glob.has_magic(str(path)):
-                raise UserError(f"there is no picture or folder {source}.")
+                raise UserError(f"there is no image or folder {source}.")
         if not paths:
-            raise UserError(f"no pictures in {source}; known endings: {', '.join(sorted(PICTURE_SUFFIXES))}.")
+            raise UserError(f"no images in {source}; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
         found.update(dict.fromkeys(paths))
     return list(found)
 
 
 def _readable(
-    found: dict[str, PictureFiles], root: Path, strict: bool, show_progress: bool
-) -> tuple[dict[str, PictureFiles], tuple[Path, ...]]:
+    found: dict[str, ImageFiles], root: Path, strict: bool, show_progress: bool
+) -> tuple[dict[str, ImageFiles], tuple[Path, ...]]:
     """Leave out the unreadable files, with one warning for all of them, or one error where `strict`."""
     paths = [path for files in found.values() for path in files.paths]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes outside of Python's lock
         chunks = [paths[start : start + 100] for start in range(0, len(paths), 100)]
         checks = pool.map(lambda chunk: [_is_readable(path) for path in chunk], chunks)
-        shown = track(checks, "Checking pictures", len(chunks), disable=not show_progress, transient=True)
+        shown = track(checks, "Checking images", len(chunks), disable=not show_progress, transient=True)
         readable = dict(zip(paths, chain.from_iterable(shown), strict=True))
     skipped = tuple(path for path in paths if not readable[path])
     if not skipped:
         return found, ()
 
     names = ", ".join(str(path.relative_to(root)) for path in skipped[:5]) + (", …" if len(skipped) > 5 else "")
-    message = f"{len(skipped)} of {len(paths)} files in {root} are not readable pictures: {names}"
+    message = f"{len(skipped)} of {len(paths)} files in {root} are not readable images: {names}"
     if strict:
         raise UserError(f"{message}; mend or remove them, or read without strict to skip them.")
     kept = {
@@ -220,17 +220,17 @@ def _readable(
         lost = set(files.labels.tolist()) - set(kept[split].labels.tolist())
         if lost:
             names = ", ".join(files.class_names[label] for label in sorted(lost)[:5])
-            raise UserError(f"no readable pictures are left in class folder {names} of {root}; {message}.")
+            raise UserError(f"no readable images are left in class folder {names} of {root}; {message}.")
     warnings.warn(f"{message}; skipped.", stacklevel=4)
     return kept, skipped
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether `read_picture` will read the file; a JPEG is tried at an eighth of its size, which finds cut ones too."""
+    """Whether `read_image` will read the file; a JPEG is tried at an eighth of its size, which finds cut ones too."""
     try:
-        with Image.open(path) as picture:
-            picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
-            as_rgb(picture)
+        with Image.open(path) as image:
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            as_rgb(image)
     except MemoryError:
         raise
     except Exception:  # PIL's readers answer broken files with errors of many types

@@ -1,8 +1,8 @@
-"""Picture → network input: the one definition that training, evaluation, explanation, export and serving share.
+"""ImageLike → network input: the one definition that training, evaluation, explanation, export and serving share.
 
 Pixels are divided by 255 in float32 *before* they are resized, pixel centres lie at half-integers (both as in the Keras
 example, keras.io "Augmenting convnets with aggregated attention"), and one torch resize serves every way in, so a
-picture gives the same tensor whether it comes as a file, a PIL picture, an array or a row of a batch.
+image gives the same tensor whether it comes as a file, a PIL image, an array or a row of a batch.
 """
 
 import math
@@ -21,7 +21,7 @@ from patchconvnet.errors import UserError
 
 Resize = Literal["stretch", "crop", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-Picture = Image.Image | np.ndarray | Tensor
+ImageLike = Image.Image | np.ndarray | Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,14 +29,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a picture on its way to the network: resize, cut, normalise.
+    """What happens to an image on its way to the network: resize, cut, normalise.
 
     Args:
         size: (height, width) of the network input in pixels.
-        resize: "stretch" resizes to `size` whatever the picture's shape; "crop" resizes until the picture covers
-            `size / crop_ratio` and cuts the centre out; "letterbox" resizes until the whole picture fits into `size`
+        resize: "stretch" resizes to `size` whatever the image's shape; "crop" resizes until the image covers
+            `size / crop_ratio` and cuts the centre out; "letterbox" resizes until the whole image fits into `size`
             and fills the border with `mean`, which is zero to the network.
-        crop_ratio: share of the covering picture's side that the centre cut keeps, in (0, 1]; only for "crop".
+        crop_ratio: share of the covering image's side that the centre cut keeps, in (0, 1]; only for "crop".
         interpolation: "bilinear", "bicubic" or "nearest".
         antialias: whether shrinking averages over all pixels that fall together, as PIL does; not for "nearest".
         mean: subtracted, one value a channel, for pixel values in 0..1. Its length is the number of channels.
@@ -86,28 +86,28 @@ class Preprocessing:
         """Number of channels of the network input."""
         return len(self.mean)
 
-    def __call__(self, picture: Picture) -> Tensor:
-        """One picture → (C, h, w) float32.
+    def __call__(self, image: ImageLike) -> Tensor:
+        """One image → (C, h, w) float32.
 
         Args:
-            picture: a PIL picture of any mode, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W).
+            image: a PIL image of any mode, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W).
 
         Raises:
-            UserError: an array or tensor that is not uint8, or whose shape is not that of a picture.
+            UserError: an array or tensor that is not uint8, or whose shape is not that of an image.
         """
-        return self.batch(pixels(picture, self.channels)[None])[0]
+        return self.batch(pixels(image, self.channels)[None])[0]
 
     def batch(self, images: Tensor) -> Tensor:
-        """Pictures of one shape, (B, C, H, W) uint8 on any device → (B, C, h, w) float32 on the same device."""
+        """Images of one shape, (B, C, H, W) uint8 on any device → (B, C, h, w) float32 on the same device."""
         return self.normalise(self.resized(images))
 
-    def canvas(self, picture: Picture) -> Tensor:
-        """One picture → (C, h, w) uint8, resized and not normalised: how pictures of all shapes are kept in memory.
+    def canvas(self, image: ImageLike) -> Tensor:
+        """One image → (C, h, w) uint8, resized and not normalised: how images of all shapes are kept in memory.
 
         "crop" keeps the largest centre part here, whatever `crop_ratio`; that cut follows in `batch`.
         """
         whole = replace(self, crop_ratio=1.0)
-        return whole.resized(pixels(picture, self.channels)[None])[0].mul_(255).round_().to(torch.uint8)
+        return whole.resized(pixels(image, self.channels)[None])[0].mul_(255).round_().to(torch.uint8)
 
     def resized(self, images: Tensor) -> Tensor:
         """The first half of `batch`: (B, C, H, W) uint8 → (B, C, h, w) float32 in 0..1, not yet normalised."""
@@ -119,7 +119,7 @@ class Preprocessing:
         geometry = self.geometry(*images.shape[-2:])
         # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
         values = images.contiguous().to(torch.float32).div_(255)
-        if geometry.resized != geometry.picture:
+        if geometry.resized != geometry.image:
             mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation
             values = F.interpolate(values, geometry.resized, mode=mode, antialias=self.antialias)
             if self.interpolation == "bicubic":
@@ -135,7 +135,7 @@ class Preprocessing:
         return (values - mean).div_(std)
 
     def geometry(self, height: int, width: int) -> "Geometry":
-        """Where the network input lies on a picture of `height` × `width` pixels."""
+        """Where the network input lies on an image of `height` × `width` pixels."""
         target_height, target_width = self.size
         resized, offset = self.size, (0, 0)
         if self.resize == "crop":
@@ -149,7 +149,7 @@ class Preprocessing:
             scale = min(target_height / height, target_width / width)
             resized = (max(1, round(height * scale)), max(1, round(width * scale)))
             offset = (-((target_height - resized[0]) // 2), -((target_width - resized[1]) // 2))
-        return Geometry(picture=(height, width), resized=resized, offset=offset, size=self.size)
+        return Geometry(image=(height, width), resized=resized, offset=offset, size=self.size)
 
     def with_size(self, size: int | tuple[int, int]) -> Self:
         """The same preprocessing for another network input: (height, width), or one number for a square."""
@@ -207,107 +207,107 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture is laid into the network input; made by `Preprocessing.geometry`.
+    """How an image is laid into the network input; made by `Preprocessing.geometry`.
 
     Args:
-        picture: (height, width) of the picture.
-        resized: (height, width) the whole picture is resized to.
-        offset: (top, left) corner of the network input on the resized picture; negative for letterbox.
+        image: (height, width) of the image.
+        resized: (height, width) the whole image is resized to.
+        offset: (top, left) corner of the network input on the resized image; negative for letterbox.
         size: (height, width) of the network input.
     """
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
     size: tuple[int, int]
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """What the network input covers, (left, top, right, bottom) in picture pixels, edges at whole numbers.
+        """What the network input covers, (left, top, right, bottom) in image pixels, edges at whole numbers.
 
-        It lies inside of the picture for "crop", is the picture for "stretch", and goes beyond it for "letterbox".
+        It lies inside of the image for "crop", is the image for "stretch", and goes beyond it for "letterbox".
         """
-        vertical = self.picture[0] / self.resized[0]
-        horizontal = self.picture[1] / self.resized[1]
+        vertical = self.image[0] / self.resized[0]
+        horizontal = self.image[1] / self.resized[1]
         top, left = self.offset
         bottom, right = top + self.size[0], left + self.size[1]
         return (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
 
 
-def read_picture(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Read a picture file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.
+def read_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """Read an image file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.
 
     Args:
         source: a path or an open binary file.
 
     Raises:
-        UserError: there is no such file, or it is not a readable picture; the message names it.
+        UserError: there is no such file, or it is not a readable image; the message names it.
     """
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the given data")
     if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
-        raise UserError(f"there is no picture file {os.fspath(source)}.")
+        raise UserError(f"there is no image file {os.fspath(source)}.")
     try:
-        with Image.open(source) as picture:
-            return as_rgb(picture)
+        with Image.open(source) as image:
+            return as_rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # PIL's readers answer broken files with errors of many types, SyntaxError among them
-        raise UserError(f"{name} is not a readable picture: {error}") from error
+        raise UserError(f"{name} is not a readable image: {error}") from error
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A PIL picture as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white.
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white.
 
     Raises:
         UserError: for pixels that are fractions or go beyond 16 bit, which have no white to scale by.
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F" or (picture.mode == "I" and np.asarray(picture).max() > 65535):
-        raise UserError(f"its pixels are numbers of 32 bit (mode {picture.mode}); scale them to 8 or 16 bit first")
-    if picture.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
-        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
-        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
+        raise UserError(f"its pixels are numbers of 32 bit (mode {image.mode}); scale them to 8 or 16 bit first")
+    if image.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
-def pixels(picture: Picture, channels: int = 3) -> Tensor:
-    """A picture → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
+def pixels(image: ImageLike, channels: int = 3) -> Tensor:
+    """An image → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
 
     Args:
-        picture: as in `Preprocessing.__call__`.
+        image: as in `Preprocessing.__call__`.
         channels: number of channels wanted.
 
     Raises:
-        UserError: an array or tensor that is not uint8, or whose shape is not that of a picture.
+        UserError: an array or tensor that is not uint8, or whose shape is not that of an image.
     """
-    if not isinstance(picture, Image.Image):
-        values = torch.from_numpy(np.array(picture)) if isinstance(picture, np.ndarray) else picture
+    if not isinstance(image, Image.Image):
+        values = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
         layout = "(height, width) or (height, width, channels)"
-        if isinstance(picture, np.ndarray):
+        if isinstance(image, np.ndarray):
             values = values[..., None] if values.ndim == 2 else values
             values = values.movedim(-1, 0) if values.ndim == 3 else values
         else:
             layout = "(channels, height, width)"
         if values.dtype != torch.uint8 or values.ndim != 3 or 0 in values.shape:
             raise UserError(
-                f"given a picture of type {picture.dtype} and shape {tuple(picture.shape)}; "
+                f"given an image of type {image.dtype} and shape {tuple(image.shape)}; "
                 f"needed are uint8 values, 0..255, of shape {layout}."
             )
         if values.shape[0] == channels:
             return values
         if values.shape[0] not in (1, 3, 4):
-            raise UserError(f"given a picture of {values.shape[0]} channels; {channels}, 1, 3 or 4 can be used.")
-        picture = Image.fromarray(values.movedim(0, -1).squeeze(-1).cpu().numpy())
-    picture = as_rgb(picture)
+            raise UserError(f"given an image of {values.shape[0]} channels; {channels}, 1, 3 or 4 can be used.")
+        image = Image.fromarray(values.movedim(0, -1).squeeze(-1).cpu().numpy())
+    image = as_rgb(image)
     if channels not in (1, 3):
-        raise UserError(f"a picture file has 1 or 3 channels, the network {channels}; give a uint8 tensor instead.")
+        raise UserError(f"an image file has 1 or 3 channels, the network {channels}; give a uint8 tensor instead.")
     if channels == 1:
-        picture = picture.convert("L")
-    array = np.array(picture)  # (H, W) or (H, W, 3), our own copy
+        image = image.convert("L")
+    array = np.array(image)  # (H, W) or (H, W, 3), our own copy
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
 
 

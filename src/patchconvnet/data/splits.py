@@ -1,4 +1,4 @@
-"""Labelled pictures: in memory (`Pictures`), as files (`PictureFiles`), and the splits of a data set (`DataSplits`)."""
+"""Labelled images: in memory (`Images`), as files (`ImageFiles`), and the splits of a data set (`DataSplits`)."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from patchconvnet.data.preprocessing import Preprocessing, as_rgb, read_picture
+from patchconvnet.data.preprocessing import Preprocessing, as_rgb, read_image
 from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
@@ -20,8 +20,8 @@ SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures of one shape, held in memory.
+class Images:
+    """Images of one shape, held in memory.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -37,24 +37,24 @@ class Pictures:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.picture(index), int(self.labels[index])
+        return self.image(index), int(self.labels[index])
 
-    def picture(self, index: int) -> Image.Image:
-        """Picture `index` as RGB."""
+    def image(self, index: int) -> Image.Image:
+        """ImageLike `index` as RGB."""
         return as_rgb(Image.fromarray(self.images[index].movedim(0, -1).squeeze(-1).cpu().numpy()))
 
     def subset(self, indices: Indices) -> Self:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
 @dataclass(frozen=True, eq=False)
-class PictureFiles:
-    """Pictures of any shape and kind, read from their files when they are asked for.
+class ImageFiles:
+    """Images of any shape and kind, read from their files when they are asked for.
 
     Args:
-        paths: one file a picture.
+        paths: one file an image.
         labels: (N,) int64, indices into `class_names`.
         class_names: one name a class.
     """
@@ -67,25 +67,25 @@ class PictureFiles:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.picture(index), int(self.labels[index])
+        return self.image(index), int(self.labels[index])
 
-    def picture(self, index: int) -> Image.Image:
-        """Picture `index` as RGB, read from its file.
+    def image(self, index: int) -> Image.Image:
+        """ImageLike `index` as RGB, read from its file.
 
         Raises:
             UserError: the file is gone or has become unreadable.
         """
-        return read_picture(self.paths[index])
+        return read_image(self.paths[index])
 
     def subset(self, indices: Indices) -> Self:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         chosen = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
         chosen = chosen.to(torch.int64)
         return replace(self, paths=[self.paths[index] for index in chosen.tolist()], labels=self.labels[chosen])
 
-    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> "PictureTensors":
-        """The same pictures as a torch data set of (transform(picture), label, index), for a `DataLoader`."""
-        return PictureTensors(self, transform)
+    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> "ImageTensors":
+        """The same images as a torch data set of (transform(image), label, index), for a `DataLoader`."""
+        return ImageTensors(self, transform)
 
     def fits_in_memory(self, canvas: tuple[int, int], limit_bytes: int, channels: int = 3) -> bool:
         """Whether `to_memory` with this canvas (height, width) stays within `limit_bytes`."""
@@ -93,31 +93,31 @@ class PictureFiles:
 
     def to_memory(
         self, preprocessing: Preprocessing, *, batch_size: int = 64, workers: int = 0, show_progress: bool = False
-    ) -> Pictures:
-        """Read every picture once and keep it as uint8 pixels of one size, for training from memory.
+    ) -> Images:
+        """Read every image once and keep it as uint8 pixels of one size, for training from memory.
 
         Args:
-            preprocessing: says how a picture gets to the common size, see `Preprocessing.canvas`; use `with_size` for a
+            preprocessing: says how an image gets to the common size, see `Preprocessing.canvas`; use `with_size` for a
                 canvas larger than the network input.
-            batch_size: pictures read at a time by one worker.
+            batch_size: images read at a time by one worker.
             workers: processes that read; 0 reads in this one.
             show_progress: whether to draw a progress bar.
 
         Returns:
-            N pictures of `preprocessing.size`.
+            N images of `preprocessing.size`.
         """
         images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
         read = in_batches(self.tensors(preprocessing.canvas), workers, batch_size=batch_size)
         total = -(-len(self) // batch_size)
-        for batch, _, indices in track(read, "Reading pictures", total, disable=not show_progress, transient=True):
+        for batch, _, indices in track(read, "Reading images", total, disable=not show_progress, transient=True):
             images[indices] = batch
-        return Pictures(images, self.labels, self.class_names)
+        return Images(images, self.labels, self.class_names)
 
 
-class PictureTensors(Dataset[tuple[Tensor, int, int]]):
-    """Picture files as (tensor, label, index); made by `PictureFiles.tensors`."""
+class ImageTensors(Dataset[tuple[Tensor, int, int]]):
+    """ImageLike files as (tensor, label, index); made by `ImageFiles.tensors`."""
 
-    def __init__(self, files: PictureFiles, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, files: ImageFiles, transform: Callable[[Image.Image], Tensor]) -> None:
         self.files = files
         self.transform = transform
 
@@ -125,8 +125,8 @@ class PictureTensors(Dataset[tuple[Tensor, int, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        picture, label = self.files[index]
-        return self.transform(picture), label, index
+        image, label = self.files[index]
+        return self.transform(image), label, index
 
 
 def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
@@ -138,7 +138,7 @@ def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[
         options: of the `DataLoader`.
 
     Raises:
-        UserError: what reading a picture raises.
+        UserError: what reading an image raises.
     """
     loader = DataLoader(
         _Guarded(tensors),
@@ -174,7 +174,7 @@ def _collate(items: list[Any]) -> Any:
     return errors[0] if errors else default_collate(items)
 
 
-Split = Pictures | PictureFiles
+Split = Images | ImageFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class DataSplits:
         name: the name it was loaded by.
         class_names: one name a class.
         train, validation, test: the splits; None where there is none.
-        skipped: files that were left out because they are not readable pictures.
+        skipped: files that were left out because they are not readable images.
     """
 
     name: str
@@ -196,16 +196,16 @@ class DataSplits:
     skipped: tuple[Path, ...] = ()
 
     def fingerprint(self) -> dict[str, str | list[str]]:
-        """What tells these splits from others: the classes, and the labels and file names of each split's pictures.
+        """What tells these splits from others: the classes, and the labels and file names of each split's images.
 
-        "all pictures" is the same however they are divided.
+        "all images" is the same however they are divided.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        every = [key for pictures in splits.values() if pictures is not None for key in _keys(pictures)]
+        every = [key for images in splits.values() if images is not None for key in _keys(images)]
         return {
             "class names": self.class_names,
-            **{f"{name} pictures": _digest([] if split is None else _keys(split)) for name, split in splits.items()},
-            "all pictures": _digest(sorted(every)),
+            **{f"{name} images": _digest([] if split is None else _keys(split)) for name, split in splits.items()},
+            "all images": _digest(sorted(every)),
         }
 
     def require(self, split: SplitName) -> Split:
@@ -217,19 +217,19 @@ class DataSplits:
         known = {"train": self.train, "validation": self.validation, "test": self.test}
         if split not in known:
             raise UserError(f"unknown split {split!r}; known: {', '.join(known)}.")
-        pictures = known[split]
-        if pictures is None:
+        images = known[split]
+        if images is None:
             present = ", ".join(name for name, value in known.items() if value is not None)
             raise UserError(f"data set {self.name!r} has no {split} split; it has: {present}.")
-        return pictures
+        return images
 
 
-def _keys(pictures: Split) -> list[str]:
-    """A word for each picture: label, class folder and file name, since the whole may be moved; in memory the label."""
-    labels = map(str, pictures.labels.tolist())
-    if isinstance(pictures, Pictures):
+def _keys(images: Split) -> list[str]:
+    """A word for each image: label, class folder and file name, since the whole may be moved; in memory the label."""
+    labels = map(str, images.labels.tolist())
+    if isinstance(images, Images):
         return list(labels)
-    return [f"{k} {p.parent.name}/{p.name}" for k, p in zip(labels, pictures.paths, strict=True)]
+    return [f"{k} {p.parent.name}/{p.name}" for k, p in zip(labels, images.paths, strict=True)]
 
 
 def _digest(words: list[str]) -> str:
@@ -237,34 +237,34 @@ def _digest(words: list[str]) -> str:
 
 
 def set_aside_count(share: float, total: int, what: str) -> int:
-    """How many of `total` pictures a share means: a fraction below 1, a number of pictures from 1 on, 0 for none.
+    """How many of `total` images a share means: a fraction below 1, a number of images from 1 on, 0 for none.
 
     Raises:
-        UserError: negative, a broken number, or no picture would be left over.
+        UserError: negative, a broken number, or no image would be left over.
     """
     if share < 0 or (share >= 1 and share != int(share)):
-        raise UserError(f"{what} is {share}; give a fraction below 1, a whole number of pictures, or 0 for none.")
+        raise UserError(f"{what} is {share}; give a fraction below 1, a whole number of images, or 0 for none.")
     count = int(share) if share >= 1 else round(share * total)
     if 0 < share < 1:
         count = max(count, 1)
     if count >= total and count > 0:
-        raise UserError(f"{what} is {share}, which takes {count} of {total} pictures; leave some to train on.")
+        raise UserError(f"{what} is {share}, which takes {count} of {total} images; leave some to train on.")
     return count
 
 
 def stratified_split(labels: Tensor, counts: Sequence[int], seed: int) -> list[Tensor]:
-    """Split pictures at random so that each part has the classes in the proportions of the whole.
+    """Split images at random so that each part has the classes in the proportions of the whole.
 
     Args:
         labels: (N,) int64.
-        counts: pictures of each part that is set aside; every class keeps at least one picture in the remainder.
+        counts: images of each part that is set aside; every class keeps at least one image in the remainder.
         seed: the same seed gives the same parts.
 
     Returns:
         One index tensor a part, in the order of `counts`, and then the remainder; each sorted.
 
     Raises:
-        UserError: the classes are too small for that many pictures.
+        UserError: the classes are too small for that many images.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
@@ -274,13 +274,13 @@ def stratified_split(labels: Tensor, counts: Sequence[int], seed: int) -> list[T
     for count in counts:
         exact = count * sizes / sizes.sum()
         taken = torch.tensor([len(members) - 1 for members in remaining]).minimum(exact.long())
-        # The pictures lost to rounding down go to the classes that lost most (largest remainder).
+        # The images lost to rounding down go to the classes that lost most (largest remainder).
         for index in (exact - taken).argsort(descending=True, stable=True).tolist() * 2:
             if taken.sum() < count and taken[index] < len(remaining[index]) - 1:
                 taken[index] += 1
         if taken.sum() < count:
             raise UserError(
-                f"{count} pictures cannot be set aside from {len(labels)} in {len(sizes)} classes, "
+                f"{count} images cannot be set aside from {len(labels)} in {len(sizes)} classes, "
                 "since each class must keep one to train on; ask for fewer."
             )
         pairs = list(zip(remaining, taken.tolist(), strict=True))

@@ -28,6 +28,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.models import checkpoints, weights
 from patchconvnet.models.classifier import AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
+from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.pooling import ClassWiseLinear, Pooled, PoolingName, build_pooling
 
 
@@ -91,7 +92,7 @@ def with_attention_pooling(
         num_classes: K; the backbone's own by default. Another number gets a fresh classifier.
         pretrained: with timm's published weights of that name, which are downloaded.
         options: fields of `AttentionPooledConfig`; all others go to `timm.create_model`: `drop_rate`, `drop_path_rate`,
-            `img_size`, or `strict_img_size=False` for a Swin that takes pictures of any size. Of a network, which they
+            `img_size`, or `strict_img_size=False` for a Swin that takes images of any size. Of a network, which they
             do not change, they tell how to make it again where timm has not noted it.
 
     Raises:
@@ -264,7 +265,7 @@ class AttentionPooled(AttentionClassifier):
         """
         backbone: Any = self.backbone
         name = self.config.backbone
-        with _evaluating(backbone), torch.no_grad():
+        with evaluation_mode(backbone), torch.no_grad():
             self.probed_size, features, layers = _run_once(backbone, self.pretrained_cfg, self.in_chans, name)
             self.channels_last = features.shape[1] != backbone.num_features == features.shape[-1]
             grid = features.shape[1:3] if self.channels_last else features.shape[2:]
@@ -312,7 +313,7 @@ class AttentionPooled(AttentionClassifier):
             twin.load_state_dict(self.state_dict())
         except RuntimeError as error:
             raise UserError(sentence) from error
-        with _evaluating(self), _evaluating(twin), torch.no_grad():
+        with evaluation_mode(self), evaluation_mode(twin), torch.no_grad():
             image = _noise(self.in_chans, self.probed_size, next(self.parameters()))
             if not _same(self.forward_head(self.forward_features(image)), twin(image)):
                 raise UserError(sentence)
@@ -474,17 +475,6 @@ def _inside(pattern: str) -> str:
     """A regular expression for the backbone's parameter names, as one for ours."""
     anchorless = re.sub(r"(?<![\[\\])\^", "", pattern)  # what is matched begins with "backbone." now
     return rf"^backbone\.(?:{anchorless})"
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

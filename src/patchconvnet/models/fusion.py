@@ -14,31 +14,11 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
+from patchconvnet.hardware import cpu_has_bfloat16
 from patchconvnet.models.layers import BatchNorm, SqueezeExcite
 from patchconvnet.models.pooling import ClassAttention, ClassAttentionPooling, KerasPooling
 from patchconvnet.models.stem import ConvStem, PooledStem
 from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
-
-
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it (twice the matrix rate of float32 on a CPU), else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16; where it does not, emulation is several times slower than float32."""
-    return _torch_says("_is_avx512_bf16_supported") or cpu_has_matrix_units()
-
-
-def cpu_has_matrix_units() -> bool:
-    """Whether this CPU has Intel's AMX, which multiplies bfloat16 several times faster than AVX-512 does."""
-    return _torch_says("_is_amx_tile_supported")
-
-
-def _torch_says(probe: str) -> bool:
-    return bool(getattr(torch.cpu, probe, lambda: False)())
 
 
 def fuse_stem(stem: ConvStem | PooledStem, dtype: torch.dtype) -> ConvStem | PooledStem:

@@ -35,7 +35,7 @@ def act_layer(name: ActName) -> nn.Module:
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): channels scaled by what the whole picture shows.
+    """Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): channels scaled by what the whole image shows.
 
     Mean over the patches, linear C → C·ratio, ReLU, linear back, sigmoid, multiply.
 

@@ -19,6 +19,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+from patchconvnet import hardware
 from patchconvnet.errors import UserError
 from patchconvnet.models import checkpoints, fusion, weights
 from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
@@ -251,7 +252,7 @@ class FusedPatchConvNet(PatchConvNet):
     def __init__(self, model: PatchConvNet, dtype: torch.dtype | Literal["auto"] | None):
         nn.Module.__init__(self)
         like = next(model.parameters())
-        self.dtype = fusion.fastest_dtype(like.device) if dtype == "auto" else dtype or like.dtype
+        self.dtype = hardware.fastest_dtype(like.device) if dtype == "auto" else dtype or like.dtype
         if not self.dtype.is_floating_point:
             raise UserError(f"a network can't be fused to {self.dtype}; use a floating point format, 'auto' or None")
         for name in (
@@ -424,7 +425,7 @@ _KERAS: dict[str, Any] = {
     "init": "keras",
 }  # fmt: skip
 
-# Our own members for pictures of about 32 pixels: patches of 4 × 4, dense 3×3 convolutions, batch norm, exact evidence
+# Our own members for images of about 32 pixels: patches of 4 × 4, dense 3×3 convolutions, batch norm, exact evidence
 _SMALL: dict[str, Any] = {
     "stem": "pooled", "stem_divisors": (2, 1), "block": "preactivation", "conv": "dense", "norm": "batch",
     "layer_scale": None, "pooling": "additive", "pooling_norm": "layer", "num_classes": 10,
@@ -439,25 +440,25 @@ def patchconvnet_keras(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 
 @register_model
 def patchconvnet_micro(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For digits and other tiny pictures."""
+    """For digits and other tiny images."""
     return _create("patchconvnet_micro", pretrained, kwargs, **_SMALL, embed_dim=48, depth=2)
 
 
 @register_model
 def patchconvnet_mini(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures in minutes of a CPU."""
+    """For 32-pixel images in minutes of a CPU."""
     return _create("patchconvnet_mini", pretrained, kwargs, **_SMALL, embed_dim=128, depth=2)
 
 
 @register_model
 def patchconvnet_midi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures in an hour or two of a CPU."""
+    """For 32-pixel images in an hour or two of a CPU."""
     return _create("patchconvnet_midi", pretrained, kwargs, **_SMALL, embed_dim=192, depth=2, stem_repeats=1)
 
 
 @register_model
 def patchconvnet_maxi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """For 32-pixel pictures with a GPU, or hours of a CPU."""
+    """For 32-pixel images with a GPU, or hours of a CPU."""
     return _create("patchconvnet_maxi", pretrained, kwargs, **_SMALL, embed_dim=320, depth=4, stem_repeats=1)
 
 

@@ -66,7 +66,7 @@ class ConvStem(nn.Module):
 class PooledStem(nn.Module):
     """A 3×3 convolution, then 3×3 convolutions with a 2×2 max pool behind each: (B, C_in, H, W) → (B, h, w, C).
 
-    It works where strides would skip, at the picture's own resolution, which on small pictures gives more accuracy for
+    It works where strides would skip, at the image's own resolution, which on small images gives more accuracy for
     its operations than anything later does. GELU after each; norms after the pools.
 
     Args:
@@ -124,10 +124,10 @@ class PooledStem(nn.Module):
         are channels; they are not trained any more, the bias, which starts at 0, is.
 
         Args:
-            images: (B, C_in, H, W), normalised as in training; some thousand 32-pixel pictures are enough.
+            images: (B, C_in, H, W), normalised as in training; some thousand 32-pixel images are enough.
 
         Raises:
-            UserError: the images are not pictures of at least 3 × 3 pixels, or all the same.
+            UserError: the images are not images of at least 3 × 3 pixels, or all the same.
 
         Source: K. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, section 3.2.
         """
@@ -143,7 +143,7 @@ class PooledStem(nn.Module):
         patches -= patches.mean(0)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         if not values[-1] > 0:
-            raise UserError("whitening needs pictures that differ; in these every pixel has the same colour")
+            raise UserError("whitening needs images that differ; in these every pixel has the same colour")
         filters = (vectors / (values + _WHITENING_FLOOR).sqrt()).T.flip(0)
         half = min(len(filters), conv.out_channels // 2)
         filters = torch.cat([filters[:half], -filters[:half]]).to(conv.weight)

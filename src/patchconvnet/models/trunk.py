@@ -23,7 +23,7 @@ class TrunkBlock(nn.Module):
         act: which GELU.
         se_ratio, se_bias: see `SqueezeExcite`.
         layer_scale: initial value of γ, or None for a block without one.
-        drop_path: probability of leaving a picture's branch out in training (stochastic depth).
+        drop_path: probability of leaving an image's branch out in training (stochastic depth).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrunkBlock(nn.Module):
 class PreactivationBlock(nn.Module):
     """x + drop_path(γ · F(x)), F = norm, GELU, 3×3 conv, norm, GELU, 3×3 conv, squeeze-and-excitation.
 
-    Patches (B, h, w, C) → (B, h, w, C). All of its operations mix neighbours: on small pictures, where depth is
+    Patches (B, h, w, C) → (B, h, w, C). All of its operations mix neighbours: on small images, where depth is
     scarce, better for each of them than `TrunkBlock`'s.
 
     Source: He et al. 2016, arXiv 1603.05027; Hu et al. 2018, arXiv 1709.01507.

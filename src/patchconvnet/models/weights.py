@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.files import write_whole
+from patchconvnet.files import write_atomic
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -88,8 +88,10 @@ def write_model_folder(
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path))
-        write_whole(folder / CONFIG_FILE, lambda path: path.write_text(text))
+        write_atomic(
+            folder / WEIGHTS_FILE, lambda path: save_file({k: v.contiguous() for k, v in stored.items()}, path)
+        )
+        write_atomic(folder / CONFIG_FILE, lambda path: path.write_text(text))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return folder

@@ -1,4 +1,4 @@
-"""The curves of a run: loss, accuracy and learning rate over the epochs, as one picture."""
+"""The curves of a run: loss, accuracy and learning rate over the epochs, as one image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -20,10 +20,10 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a split, each picture counted once.
+    """What was measured on a split, each image counted once.
 
     loss: mean cross-entropy.
-    top1, top5: share of pictures whose class is the first, or among the first five, in 0..1.
+    top1, top5: share of images whose class is the first, or among the first five, in 0..1.
     calibration_error: expected calibration error over 15 bins (Guo et al. 2017, arXiv 1706.04599), in 0..1.
     confusion: (K, K) counts, rows true classes, columns predicted ones.
     class_names: K names.
@@ -38,18 +38,18 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     def per_class(self) -> list[dict[str, Any]]:
-        """For each class: its pictures, recall (its own top-1), precision; None where there is nothing to divide by."""
+        """For each class: its images, recall (its own top-1), precision; None where there is nothing to divide by."""
         right = self.confusion.diagonal().tolist()
         true = self.confusion.sum(1).tolist()
         predicted = self.confusion.sum(0).tolist()
         return [
             {
                 "class": name,
-                "pictures": int(true[k]),
+                "images": int(true[k]),
                 "recall": right[k] / true[k] if true[k] else None,
                 "precision": right[k] / predicted[k] if predicted[k] else None,
             }
@@ -59,7 +59,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The figures without the tables."""
         return {
-            "pictures": self.count,
+            "images": self.count,
             "loss": self.loss,
             "top1": self.top1,
             "top5": self.top5,
@@ -81,16 +81,16 @@ def evaluate(
     workers: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Classify every picture of a split once and count.
+    """Classify every image of a split once and count.
 
     Args:
         model: images (B, C, h, w) → logits (B, K); in evaluation mode while this runs.
-        mirror: whether each picture is seen twice, as it is and mirrored left to right, and the mean of both logits
+        mirror: whether each image is seen twice, as it is and mirrored left to right, and the mean of both logits
             counts (test-time augmentation; to be reported apart).
-        rank, world_size: with several processes, each takes its own pictures and all get the same result.
+        rank, world_size: with several processes, each takes its own images and all get the same result.
         autocast: gives the context of the forward pass.
-        workers: processes that read picture files.
-        on_batch: called with the number of pictures done, after each batch.
+        workers: processes that read image files.
+        on_batch: called with the number of images done, after each batch.
 
     Raises:
         UserError: the split is empty, the model has another number of classes than the split, or a count is not one.
@@ -98,7 +98,7 @@ def evaluate(
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size is {batch_size} and workers {workers}; at least 1 and 0 are needed")
     if not len(split):
-        raise UserError("there are no pictures to evaluate on")
+        raise UserError("there are no images to evaluate on")
     tally = _Tally(len(split.class_names), torch.device(device))
     indices = torch.arange(rank, len(split), world_size)
     was_training = model.training
@@ -122,13 +122,13 @@ def evaluate(
 
 
 class _Tally:
-    """Sums over pictures, on their device, from which every figure follows; those of several processes add up."""
+    """Sums over images, on their device, from which every figure follows; those of several processes add up."""
 
     def __init__(self, classes: int, device: torch.device):
         exact = torch.float32 if device.type == "mps" else torch.float64  # which mps does not have
         self.loss = torch.zeros((), dtype=exact, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
-        # over the pictures in each bin of confidence: (its confidence, whether it is right)
+        # over the images in each bin of confidence: (its confidence, whether it is right)
         self.bins = torch.zeros((2, CALIBRATION_BINS), dtype=exact, device=device)
         self.confusion = torch.zeros((classes, classes), dtype=torch.int64, device=device)
         self.edges = torch.arange(1, CALIBRATION_BINS, device=device) / CALIBRATION_BINS

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: figures as JSON, tables as CSV, the confusion matrix as a picture."""
+"""What an evaluation leaves behind: figures as JSON, tables as CSV, the confusion matrix as an image."""
 
 import csv
 import io
@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from patchconvnet.errors import UserError
-from patchconvnet.files import write_whole
+from patchconvnet.files import write_atomic
 from patchconvnet.training.evaluation import Evaluation
 from patchconvnet.training.run_folder import write_text
 
-MAX_WRITTEN_CLASSES = 30  # above that, names and counts in the picture's cells cannot be read
+MAX_WRITTEN_CLASSES = 30  # above that, names and counts in the image's cells cannot be read
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]) -> list[Path]:
@@ -44,12 +44,12 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
     }
     for name, text in contents.items():
         write_text(folder / name, text)
-    picture = folder / "confusion.png"
+    image = folder / "confusion.png"
     try:
-        write_whole(picture, lambda part: confusion_figure(evaluation).savefig(part, format="png"))
+        write_atomic(image, lambda part: confusion_figure(evaluation).savefig(part, format="png"))
     except OSError as error:
-        raise UserError(f"cannot write {picture}: {error.strerror or error}") from error
-    return [folder / name for name in contents] + [picture]
+        raise UserError(f"cannot write {image}: {error.strerror or error}") from error
+    return [folder / name for name in contents] + [image]
 
 
 def confusion_figure(evaluation: Evaluation) -> Figure:
@@ -65,7 +65,7 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.count:,} pictures", loc="left", fontsize=10)
+    axes.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.count:,} images", loc="left", fontsize=10)
     if written:
         axes.set_xticks(range(classes), evaluation.class_names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(classes), evaluation.class_names)

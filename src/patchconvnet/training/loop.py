@@ -1,6 +1,6 @@
 """The training loop: Lightning Fabric moves it over devices and machines, everything else stands here.
 
-A run folder holds the recipe, `metrics.csv`, TensorBoard events, `checkpoints/last.ckpt`, attention pictures and, in
+A run folder holds the recipe, `metrics.csv`, TensorBoard events, `checkpoints/last.ckpt`, attention figures and, in
 `best/`, the model folder of the epoch with the best validation accuracy.
 """
 
@@ -23,14 +23,15 @@ from torch import Tensor
 from patchconvnet import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
-from patchconvnet.files import write_whole
+from patchconvnet.files import write_atomic
+from patchconvnet.hardware import device_name
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training import sharding
 from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.evaluation import Evaluation, evaluate
-from patchconvnet.training.machine import Machine, agreed, device_name, is_sharded, launch
+from patchconvnet.training.launch import Hardware, agreed, is_sharded, launch
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.optimization import build_optimizer, warmup_cosine, warmup_linear
 from patchconvnet.training.progress import TrainingProgress
@@ -44,7 +45,7 @@ CHECK_STEPS = 20  # between two looks at whether the loss is still a number
 PROGRESS = ("epoch", "seconds", "best_epoch", "best_top1", "best_metrics", "history")
 
 
-def train(recipe: Recipe, run: Path, *, resume: Resume = "no", machine: Machine | None = None) -> Path:
+def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardware | None = None) -> Path:
     """Train by a recipe into a run folder.
 
     Args:
@@ -52,7 +53,7 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", machine: Machine 
         run: the run folder; must be new or empty unless resumed.
         resume: "yes" goes on from the run's last checkpoint, "auto" does so if there is one; on a CPU the result is
             bit-equal to that of an uninterrupted run.
-        machine: devices; one, of the best kind there is, when left out.
+        hardware: devices; one, of the best kind there is, when left out.
 
     Returns:
         The model folder of the best epoch.
@@ -60,7 +61,7 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", machine: Machine 
     Raises:
         UserError: a mistake in the recipe, the data or the run folder; a full disk; a loss that is not a number.
     """
-    fabric = launch(machine or Machine(), recipe, run)
+    fabric = launch(hardware or Hardware(), recipe, run)
     folder = RunFolder(Path(fabric.broadcast(str(run))))
     with agreed(fabric):
         if fabric.is_global_zero:
@@ -97,9 +98,9 @@ class _Training:
 
     def _build(self) -> None:
         fabric, recipe = self.fabric, self.recipe
-        pictures = self.data.require("train")
+        images = self.data.require("train")
         self.class_names = self.data.class_names
-        self.steps, self.batch_size = _steps(len(pictures), recipe.batch_size, self._parts())
+        self.steps, self.batch_size = _steps(len(images), recipe.batch_size, self._parts())
         self.augmentation = Augmentation(
             recipe.augmentation,
             recipe.preprocessing,
@@ -107,13 +108,13 @@ class _Training:
             label_smoothing=recipe.optimization.label_smoothing,
             seed=recipe.seed,
         )
-        self.source = batch_source(pictures, recipe, fabric.device, show_progress=self.first)
+        self.source = batch_source(images, recipe, fabric.device, show_progress=self.first)
         torch.manual_seed(recipe.seed)
         # plain: the network without what Fabric puts around it; whole: the one that is validated, drawn and kept, with
         # all its weights on this process
         self.plain = self.whole = build_model(recipe, len(self.class_names))
         if recipe.model.whiten:
-            whiten(self.plain, recipe, self.source, len(pictures))
+            whiten(self.plain, recipe, self.source, len(images))
         if is_sharded(fabric):
             self.whole = copy.deepcopy(self.plain).to(fabric.device)
         else:  # the other takes weights in their plain memory layout only
@@ -122,7 +123,7 @@ class _Training:
             synchronise_batch_norm(self.plain)
         build_optimizer(self.plain, recipe.optimization)  # for its complaints; the real one follows in _set_up
         self.monitor = AttentionMonitor(
-            self.data.validation or pictures, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
+            self.data.validation or images, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
         )
 
     def _set_up(self) -> None:
@@ -146,11 +147,11 @@ class _Training:
                 if self.first:
                     self.monitor.draw_evolution(self.whole)
                     curves = curves_figure(self.history)
-                    write_whole(self.folder.curves, lambda part: curves.savefig(part, format="png"))
+                    write_atomic(self.folder.curves, lambda part: curves.savefig(part, format="png"))
             self._test(progress)
             progress.say(f"model folder: {self.folder.best}")
             if self.recipe.monitor.every:
-                progress.say(f"attention pictures: {self.folder.attention}")
+                progress.say(f"attention figures: {self.folder.attention}")
         return self.folder.best
 
     # One epoch
@@ -195,7 +196,7 @@ class _Training:
         progress.epoch(row, is_best and validation is not None)
 
     def _count_seconds(self) -> float:
-        """Seconds of this run, pictures and checkpoints included, however often it was resumed."""
+        """Seconds of this run, images and checkpoints included, however often it was resumed."""
         now = time.perf_counter()
         self.seconds, self.counted = self.seconds + now - self.counted, now
         return self.seconds
@@ -331,14 +332,14 @@ class _Training:
     # What is written
 
     def _log(self, row: dict[str, Any], losses: list[float]) -> None:
-        """TensorBoard's curves and the attention picture, if it is due."""
+        """TensorBoard's curves and the attention figure, if it is due."""
         logger: Any = self.fabric.logger
         logger.log_metrics({key: value for key, value in row.items() if value is not None}, step=row["step"])
         for step, loss in enumerate(losses, row["step"] - len(losses) + 1):
             logger.experiment.add_scalar("step_loss", loss, step)
         if self.monitor.is_due(self.epoch, self.recipe.epochs - 1):
-            picture = self.monitor.draw(self.whole, self.epoch, self.fabric.device)
-            logger.experiment.add_image("attention", picture, row["step"], dataformats="HWC")
+            image = self.monitor.draw(self.whole, self.epoch, self.fabric.device)
+            logger.experiment.add_image("attention", image, row["step"], dataformats="HWC")
         logger.experiment.flush()
 
     def _save(self) -> None:
@@ -402,7 +403,7 @@ class _Training:
         t = metrics["test"]
         progress.say(
             f"test set, model of epoch {self.best_epoch + 1}: loss {t['loss']:.4f}  top-1 {t['top1']:.2%}  "
-            f"top-5 {t['top5']:.2%}  ({t['pictures']:,} pictures, {self.seconds:,.0f} s of training)"
+            f"top-5 {t['top5']:.2%}  ({t['images']:,} images, {self.seconds:,.0f} s of training)"
         )
 
     # Checkpoints
@@ -443,13 +444,13 @@ class _Training:
                 self._keep_best()
 
     def _check_data(self, before: dict[str, Any]) -> None:
-        """Other pictures would be split otherwise: what was trained on could come to be tested on."""
-        now = {name: value for name, value in self.fingerprint.items() if name != "all pictures"}
+        """Other images would be split otherwise: what was trained on could come to be tested on."""
+        now = {name: value for name, value in self.fingerprint.items() if name != "all images"}
         changed = [name for name, value in now.items() if name in before and value != before[name]]
         if changed:
             raise UserError(
                 f"the {' and '.join(changed)} of {self.data.name} are not those that the run in {self.folder.path} was "
-                "begun with; resume it with the same pictures, or begin a new run in another --out"
+                "begun with; resume it with the same images, or begin a new run in another --out"
             )
 
     # Words
@@ -460,7 +461,7 @@ class _Training:
         epochs = "1 epoch" if r.epochs == 1 else f"{r.epochs} epochs"
         lines = [
             f"{r.model.name} ({sum(p.numel() for p in self.whole.parameters()):,} parameters) on {self.data.name}: "
-            f"{len(self.data.require('train')):,} pictures, {len(self.class_names)} classes, {size} pixels",
+            f"{len(self.data.require('train')):,} images, {len(self.class_names)} classes, {size} pixels",
             f"{epochs} of {self.steps} steps of {self.batch_size}, {r.optimization.optimizer}, "
             f"{self._precision()}, {self._devices()} → {self.folder.path}",
         ]
@@ -479,18 +480,18 @@ class _Training:
 
 
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many pictures have their class first, and among the first five: (2,)."""
+    """How many images have their class first, and among the first five: (2,)."""
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     return torch.stack((hits[:, 0].sum(), hits.sum()))
 
 
-def _steps(pictures: int, batch_size: int, parts: int) -> tuple[int, int]:
-    """Steps of an epoch, and pictures in each. What does not fill the last batch waits for another epoch's order."""
-    if pictures >= batch_size:
-        return pictures // batch_size, batch_size
-    if pictures < parts:
-        raise UserError(f"{pictures} training pictures are too few for {parts} equal parts of a batch")
-    return 1, pictures // parts * parts
+def _steps(images: int, batch_size: int, parts: int) -> tuple[int, int]:
+    """Steps of an epoch, and images in each. What does not fill the last batch waits for another epoch's order."""
+    if images >= batch_size:
+        return images // batch_size, batch_size
+    if images < parts:
+        raise UserError(f"{images} training images are too few for {parts} equal parts of a batch")
+    return 1, images // parts * parts
 
 
 def _mix(*numbers: int) -> int:

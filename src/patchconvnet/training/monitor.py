@@ -1,4 +1,4 @@
-"""Attention while training: a few pictures beside their maps every k epochs, and at the end over all epochs."""
+"""Attention while training: a few images beside their maps every k epochs, and at the end over all epochs."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing, pixels
 from patchconvnet.data.splits import Split
-from patchconvnet.explain import figures
-from patchconvnet.explain.placement import patch_grid
-from patchconvnet.files import write_array, write_whole
+from patchconvnet.explanation import figures
+from patchconvnet.explanation.patch_grid import patch_grid
+from patchconvnet.files import write_array, write_atomic
 from patchconvnet.training.recipe import MonitorOptions
 
 MOST_FRAMES = 60  # of the animation
 
 
 class AttentionMonitor:
-    """Follows the attention maps of a few validation pictures (never of test pictures).
+    """Follows the attention maps of a few validation images (never of test images).
 
     Args:
-        split: where the pictures are chosen from, evenly over the classes.
-        preprocessing: from picture to network input.
+        split: where the images are chosen from, evenly over the classes.
+        preprocessing: from image to network input.
         options: how many, how often.
         folder: where the drawings go.
         seed: of the choice.
@@ -30,10 +30,10 @@ class AttentionMonitor:
 
     def __init__(self, split: Split, preprocessing: Preprocessing, options: MonitorOptions, folder: Path, seed: int):
         self.split, self.preprocessing, self.options, self.folder = split, preprocessing, options, folder
-        self.indices = _evenly_over_classes(split.labels, options.pictures, seed)
+        self.indices = _evenly_over_classes(split.labels, options.images, seed)
 
     def is_due(self, epoch: int, last_epoch: int) -> bool:
-        """Whether a picture is drawn after this epoch, counted from 0."""
+        """Whether an image is drawn after this epoch, counted from 0."""
         every = self.options.every
         return bool(every) and ((epoch + 1) % every == 0 or epoch == last_epoch)
 
@@ -65,25 +65,25 @@ class AttentionMonitor:
             for p, t in zip(predicted.tolist(), labels.tolist(), strict=True)
         ]
         drawn = figures.to_image(
-            figures.attention_grid(self._pictures(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
+            figures.attention_grid(self._images(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
         )
-        write_whole(self.folder / f"epoch_{epoch + 1:03d}.png", lambda part: drawn.save(part, "PNG"))
+        write_atomic(self.folder / f"epoch_{epoch + 1:03d}.png", lambda part: drawn.save(part, "PNG"))
         return np.asarray(drawn.convert("RGB"))
 
     def draw_evolution(self, model: nn.Module) -> list[Path]:
-        """One figure and one GIF of the same pictures' maps over the epochs drawn so far; returns their paths."""
+        """One figure and one GIF of the same images' maps over the epochs drawn so far; returns their paths."""
         epochs = self._drawn()
         if not epochs:
             return []
         epochs = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, MOST_FRAMES).round().astype(int))]
         maps = np.stack([np.load(self._maps_file(epoch - 1)) for epoch in epochs])  # (epochs, n, h, w)
-        pictures = self._pictures()
+        images = self._images()
         grid = patch_grid(model, self.preprocessing.size, maps.shape[2:])
         figure, animation = self.folder / "evolution.png", self.folder / "evolution.gif"
-        drawn = figures.to_image(figures.attention_evolution(pictures, maps, epochs, grid=grid))
-        frames = figures.evolution_frames(pictures, maps, epochs, grid=grid)
-        write_whole(figure, lambda part: drawn.save(part, "PNG"))
-        write_whole(animation, lambda part: figures.write_gif(frames, part))
+        drawn = figures.to_image(figures.attention_evolution(images, maps, epochs, grid=grid))
+        frames = figures.evolution_frames(images, maps, epochs, grid=grid)
+        write_atomic(figure, lambda part: drawn.save(part, "PNG"))
+        write_atomic(animation, lambda part: figures.write_gif(frames, part))
         return [figure, animation]
 
     def forget_after(self, epochs: int) -> None:
@@ -96,10 +96,10 @@ class AttentionMonitor:
         """Epochs with maps, counted from 1."""
         return sorted(int(file.stem.split("_")[1]) for file in self.folder.glob("maps_*.npy"))
 
-    def _pictures(self) -> np.ndarray:
-        """(n, 3, H, W) uint8: the pictures as the network gets them, before normalisation."""
+    def _images(self) -> np.ndarray:
+        """(n, 3, H, W) uint8: the images as the network gets them, before normalisation."""
         channels = self.preprocessing.channels
-        seen = [self.preprocessing.resized(pixels(self.split.picture(int(i)), channels)[None])[0] for i in self.indices]
+        seen = [self.preprocessing.resized(pixels(self.split.image(int(i)), channels)[None])[0] for i in self.indices]
         return torch.stack(seen).mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).numpy()
 
     def _maps_file(self, epoch: int) -> Path:
@@ -107,9 +107,9 @@ class AttentionMonitor:
 
 
 def _evenly_over_classes(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Places of `count` pictures chosen at random, a class getting its second only after all have their first."""
+    """Places of `count` images chosen at random, a class getting its second only after all have their first."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    turn = torch.empty_like(order)  # which of its class's pictures each one is, in that order
+    turn = torch.empty_like(order)  # which of its class's images each one is, in that order
     for label in labels.unique():
         members = labels[order] == label
         turn[members] = torch.arange(int(members.sum()))

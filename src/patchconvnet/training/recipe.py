@@ -22,18 +22,18 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which pictures.
+    """Which images.
 
     Args:
         name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
         root: where the data lies or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
-        validation: pictures set aside of the training set to choose the best epoch by: a share below 1, a number, or
+        validation: images set aside of the training set to choose the best epoch by: a share below 1, a number, or
             0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
-        test: share or number of pictures set aside for the test, where the data has no test set of its own.
+        test: share or number of images set aside for the test, where the data has no test set of its own.
         seed: of that choice.
-        strict: stop at a picture that cannot be read, instead of leaving it out with a warning.
-        memory_gb: pictures from files are decoded once and kept in memory while they need no more than this.
-        workers: processes that read picture files.
+        strict: stop at an image that cannot be read, instead of leaving it out with a warning.
+        memory_gb: images from files are decoded once and kept in memory while they need no more than this.
+        workers: processes that read image files.
     """
 
     name: str = "cifar10"
@@ -54,7 +54,7 @@ class ModelOptions:
         name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
             a timm model such as resnet50, which gets attention pooling.
         pretrained: start from the tag's published weights; the classifier is made anew for other classes.
-        whiten: begin with filters that decorrelate the training pictures' pixels; for networks with a pooled stem that
+        whiten: begin with filters that decorrelate the training images' pixels; for networks with a pooled stem that
             start from nothing.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
@@ -107,10 +107,10 @@ class OptimizationOptions:
 
 @dataclass(frozen=True)
 class ProgressiveOptions:
-    """Smaller pictures in the first epochs, which cost less; the network has no positional encoding, so it takes them.
+    """Smaller images in the first epochs, which cost less; the network has no positional encoding, so it takes them.
 
     Args:
-        start: share of the side that training pictures are shrunk to in the first epoch; 1 for no change.
+        start: share of the side that training images are shrunk to in the first epoch; 1 for no change.
         until: share of the epochs after which they have their full size; in between they grow, patch by patch.
 
     Source: Tan & Le 2021, "EfficientNetV2", arXiv 2104.00298, without its change of augmentation.
@@ -120,7 +120,7 @@ class ProgressiveOptions:
     until: float = 0.5
 
     def size(self, full: tuple[int, int], patch: int, epoch: int, epochs: int) -> tuple[int, int]:
-        """(height, width) of training pictures in an epoch, counted from 0: whole patches, or the full size."""
+        """(height, width) of training images in an epoch, counted from 0: whole patches, or the full size."""
         share = min(epoch / (self.until * epochs), 1.0) if self.start < 1 else 1.0
         scale = self.start + (1 - self.start) * share
         height, width = (min(max(math.floor(scale * side / patch), 1) * patch, side) for side in full)
@@ -129,15 +129,15 @@ class ProgressiveOptions:
 
 @dataclass(frozen=True)
 class MonitorOptions:
-    """The attention pictures drawn while training.
+    """The attention figures drawn while training.
 
     Args:
-        every: epochs between two pictures; 0 for none. The last epoch always gets one.
-        pictures: how many validation pictures are followed.
+        every: epochs between two images; 0 for none. The last epoch always gets one.
+        images: how many validation images are followed.
     """
 
     every: int = 1
-    pictures: int = 8
+    images: int = 8
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ class Recipe:
     """Everything that decides a training.
 
     Args:
-        data: which pictures.
+        data: which images.
         model: which network.
-        preprocessing: from picture to network input; it travels in the model folder.
-        augmentation: what is done to training pictures at random.
+        preprocessing: from image to network input; it travels in the model folder.
+        augmentation: what is done to training images at random.
         optimization: how the weights move.
-        progressive: smaller pictures in the first epochs.
-        monitor: the attention pictures drawn while training.
+        progressive: smaller images in the first epochs.
+        monitor: the attention figures drawn while training.
         epochs: times that the training set is gone through.
-        batch_size: pictures in a step, over all devices.
+        batch_size: images in a step, over all devices.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
         seed: of the weights, the order and the augmentation.
         half_weights: store the model folder's weights as float16 (half the size); they are what is tested.
@@ -179,7 +179,7 @@ class Recipe:
         at_least_one = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "monitor.pictures": self.monitor.pictures,
+            "monitor.images": self.monitor.images,
             "optimization.accumulate": o.accumulate,
         }
         for name, value in at_least_one.items():

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from patchconvnet.errors import UserError
-from patchconvnet.files import aside, write_whole
+from patchconvnet.files import aside, write_atomic
 from patchconvnet.training.recipe import Recipe, read_recipe
 
 Resume = Literal["no", "yes", "auto"]
@@ -79,7 +79,7 @@ class RunFolder:
         """
         with self.writing():
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.checkpoint, lambda part: _save(state, part))
+            write_atomic(self.checkpoint, lambda part: _save(state, part))
 
     def load_checkpoint(self) -> dict[str, Any]:
         """What `save_checkpoint` wrote.
@@ -153,7 +153,7 @@ class RunFolder:
             return False
 
     def _remove_leftovers(self) -> None:
-        """Files that a killed process was about to rename; pictures and logs of one killed before its checkpoint."""
+        """Files that a killed process was about to rename; images and logs of one killed before its checkpoint."""
         files = (self._recipe, self._metrics, self.curves, self.checkpoint, *(self.best / name for name in MODEL_FILES))
         for file in files:
             aside(file).unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda part: part.write_text(text))
+        write_atomic(path, lambda part: part.write_text(text))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -1,4 +1,4 @@
-"""What a recipe names: its data, its network, and its training pictures on the device, from memory or files."""
+"""What a recipe names: its data, its network, and its training images on the device, from memory or files."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, PictureFiles, Split, in_batches
+from patchconvnet.data.splits import DataSplits, ImageFiles, Split, in_batches
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load, with_attention_pooling
 from patchconvnet.models.stem import PooledStem
@@ -18,7 +18,7 @@ from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
 
-WHITENING_PIXELS = 5_000_000  # looked at to whiten: some 5,000 pictures of CIFAR-10's size
+WHITENING_PIXELS = 5_000_000  # looked at to whiten: some 5,000 images of CIFAR-10's size
 
 
 def load_data(recipe: Recipe, *, show_progress: bool = False) -> DataSplits:
@@ -84,7 +84,7 @@ def _build(recipe: Recipe, num_classes: int) -> AttentionClassifier:
 def whiten(
     model: AttentionClassifier, recipe: Recipe, source: Callable[[list[Tensor]], Iterator[Batch]], count: int
 ) -> None:
-    """Whiten the network's stem by some of the `count` training pictures; see `PooledStem.whiten`.
+    """Whiten the network's stem by some of the `count` training images; see `PooledStem.whiten`.
 
     A network that comes with weights, from a folder or published ones, keeps its stem.
 
@@ -110,10 +110,10 @@ def batch_source(
 ) -> Callable[[list[Tensor]], Iterator[Batch]]:
     """Something that, given lists of places in the data set, yields their (images uint8 (B, C, H, W), labels (B,)).
 
-    Pictures from files are brought to the size that augmentation takes its part of. They are read once and kept on the
+    Images from files are brought to the size that augmentation takes its part of. They are read once and kept on the
     device while they need no more than the recipe's `data.memory_gb`.
     """
-    if isinstance(split, PictureFiles):
+    if isinstance(split, ImageFiles):
         files, canvas, d = split, _canvas(recipe), recipe.data
         if not files.fits_in_memory(canvas.size, int(d.memory_gb * 2**30), canvas.channels):
             return lambda places: _from_files(files, canvas, device, places, d.workers)
@@ -136,7 +136,7 @@ def _canvas(recipe: Recipe) -> Preprocessing:
 
 
 def _from_files(
-    split: PictureFiles, canvas: Preprocessing, device: torch.device, places: list[Tensor], workers: int
+    split: ImageFiles, canvas: Preprocessing, device: torch.device, places: list[Tensor], workers: int
 ) -> Iterator[Batch]:
     batches = in_batches(
         split.tensors(canvas.canvas),

@@ -1,0 +1,205 @@
+"""Attributions: maps of any method for any classes, on one footing, so that they can be measured beside each other.
+
+Ours are here, attention and evidence; the usual ones are in `baselines`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from patchconvnet.errors import UserError
+from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.patch_grid import Grid, patch_grid
+
+MOST_RIVALS = 100  # classes that compete in a lead, the image's likeliest; each may cost a backward pass of the head
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """One map for each asked class of each image.
+
+    Args:
+        values: (B, T, h, w) float; the larger, the more a place speaks for the class.
+        grid: how the map's cells lie on the network input.
+        total: (B, T), what the method says its values sum to; None where it claims nothing.
+    """
+
+    values: Tensor
+    grid: Grid
+    total: Tensor | None = None
+
+    def pixels(self, size: tuple[int, int]) -> Tensor:
+        """(B, T, H, W): the maps at the resolution of a network input of `size` = (H, W), each value at its place.
+
+        Bilinear between cell centres and constant beyond the outer ones, as `placement.place` on the whole input.
+        """
+        rows, columns = (self._weights(axis, size[axis]) for axis in (0, 1))
+        return rows @ self.values @ columns.mT
+
+    def completeness_error(self) -> Tensor | None:
+        """(B, T): how far the values miss the sum they claim, |Σ values − total| / Σ |values|; None without a claim.
+
+        "Completeness" is the axiom of Sundararajan et al. 2017, arXiv 1703.01365, section 3. Divided by what the map
+        shows in all, 0.01 means: one percent of it is unaccounted for. A map of zeros that claims something has 1, one
+        that is not finite NaN.
+        """
+        if self.total is None:
+            return None
+        values = self.values.double()
+        missed = (values.sum((-2, -1)) - self.total).abs()
+        shown = values.abs().sum((-2, -1))
+        return torch.where(shown == 0, (missed > 0).double(), missed / shown).float()
+
+    def _weights(self, axis: int, length: int) -> Tensor:
+        """(length, cells): what each pixel takes of each cell."""
+        count = self.grid.shape[axis]
+        centres = torch.arange(length, device=self.values.device, dtype=self.values.dtype) + 0.5
+        index = ((centres - self.grid.first[axis]) / self.grid.step[axis]).clamp(0, count - 1)
+        cells = torch.arange(count, device=index.device)
+        return (1 - (index[:, None] - cells).abs()).clamp(min=0)
+
+
+def uninformative(maps: Tensor) -> Tensor:
+    """(...,) bool for maps (..., H, W): whether a map is uniform or holds a NaN or an infinity.
+
+    Such a map names no place. Every measure counts it as a miss: ties must not be broken in its favour.
+    """
+    flat = maps.flatten(-2)
+    return ~flat.isfinite().all(-1) | (flat.amax(-1) == flat.amin(-1))
+
+
+@dataclass(frozen=True)
+class AttributionOptions:
+    """What the methods need to know.
+
+    seed: of the random maps and of RISE's masks.
+    forward_batch: images in one forward pass.
+    rise_masks: RISE's random masks for each image (its paper: 4,000 to 8,000).
+    gradient_steps: integrated gradients' points on the path.
+    """
+
+    seed: int = 0
+    forward_batch: int = 256
+    rise_masks: int = 1000
+    gradient_steps: int = 50
+
+
+Kind = Literal["ours", "method", "control"]
+Compute = Callable[[nn.Module, Tensor, Tensor, AttributionOptions], Attribution]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make maps.
+
+    Args:
+        name: as it is asked for.
+        title: as it is shown.
+        about: what it is, in a sentence, with its source.
+        kind: "ours", another "method", or a "control" that doesn't ask the network.
+        signed: whether values below zero mean "against".
+        compute: (model in eval mode, images (B, C, H, W), classes (B, T), options) → `Attribution`.
+        passes: its cost for an image, in forward passes, for progress bars.
+        needs: what has to be installed.
+    """
+
+    name: str
+    title: str
+    about: str
+    kind: Kind
+    compute: Compute
+    signed: bool = False
+    passes: Callable[[AttributionOptions], float] = lambda _: 1.0
+    needs: str | None = None
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, classes: Tensor, options: AttributionOptions | None = None
+    ) -> Attribution:
+        """The maps of `classes` (B, T) for preprocessed images (B, C, H, W)."""
+        return self.compute(model, images, classes, options or AttributionOptions())
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no gradients for parameters: what explains a network must not change it."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def _attention(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+    if not hasattr(model, "pooling"):
+        raise UserError(f"{type(model).__name__} has no attention pooling, so it has no attention map to measure.")
+    with torch.no_grad():
+        attention = model(images, return_attention=True).attention  # (B, Q, h, w)
+    queries, h, w = attention.shape[1:]
+    rows = classes if queries > 1 else torch.zeros_like(classes)
+    values = attention.gather(1, rows[..., None, None].expand(-1, -1, h, w))
+    return Attribution(values, patch_grid(model, _size(images), (h, w)))
+
+
+def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+    with torch.no_grad():
+        seen = look(model, images, tuple(classes.unique().tolist()), top=1)
+    values = seen.evidence_of(classes)
+    total = seen.logits.gather(1, classes) - seen.bias[classes]
+    return Attribution(values, patch_grid(model, _size(images), _size(values)), total)
+
+
+def _lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+    with torch.no_grad():
+        seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
+    # what other images of the batch were asked about has evidence too, but is no rival here
+    likeliest = seen.logits.topk(min(MOST_RIVALS, seen.logits.shape[1]), 1).indices  # (B, R)
+    rival = (seen.classes[:, :, None] == likeliest[:, None]).any(2)  # (B, K')
+    maps = []
+    for k in classes.unbind(1):
+        others = rival & (seen.classes != k[:, None])
+        best = seen.evidence.masked_fill(~others[..., None, None], -torch.inf).amax(1)
+        maps.append(seen.evidence_of(k[:, None])[:, 0] - best)
+    return Attribution(torch.stack(maps, 1), patch_grid(model, _size(images), _size(seen.evidence)))
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    """Height and width of images or maps."""
+    return images.shape[-2], images.shape[-1]
+
+
+OURS = (
+    Method(
+        "evidence",
+        "Evidence",
+        "each patch's signed share of the class's logit, from the forward pass itself",
+        "ours",
+        _evidence,
+        signed=True,
+    ),
+    Method(
+        "lead",
+        "Evidence lead",
+        "by how much each patch speaks more for the class than for any other (of many, the likeliest hundred): "
+        "evidence less that of the best rival there, after the competition between classes of Gupta and Arora 2019, "
+        "arXiv 1905.12152",
+        "ours",
+        _lead,
+        signed=True,
+    ),
+    Method(
+        "attention",
+        "Attention",
+        "the weights that pool the patches, from the forward pass itself (Touvron et al. 2021, arXiv 2112.13692)",
+        "ours",
+        _attention,
+    ),
+)

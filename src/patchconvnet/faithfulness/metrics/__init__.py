@@ -1,0 +1,1 @@
+"""What measures a map: deletion and insertion, ROAD, localisation, robustness."""

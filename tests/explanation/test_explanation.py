@@ -1,0 +1,271 @@
+"""`explain` and its record: every way in, what is kept, what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import patchconvnet.explanation.explainer
+from patchconvnet import UserError
+from patchconvnet.explanation import Explanation, explain, explain_batch
+
+NAMES = ["cat", "dog", "ship", "lorry"]
+
+
+def make(pooling: str = "additive", **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "patchconvnet_mini", embed_dim=32, depth=1, num_classes=4, pooling=pooling, layer_scale=1.0, **options
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.metadata.class_names = list(NAMES)
+    model.metadata.preprocessing = {"size": [32, 48], "mean": [0.5] * 3, "std": [0.25] * 3}
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    return Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC)
+
+
+def same(a: Explanation, b: Explanation) -> bool:
+    maps = all(np.array_equal(getattr(a, m), getattr(b, m)) for m in ("logits", "attention", "evidence"))
+    return maps and a.image.tobytes() == b.image.tobytes()
+
+
+def test_every_way_in_gives_the_same(model, image, tmp_path):
+    path = tmp_path / "tabby.png"
+    image.save(path)
+    array = np.asarray(image)
+    explanations = [
+        explain(model, source)
+        for source in (path, str(path), image, array, torch.from_numpy(array.copy()).movedim(-1, 0))
+    ]
+    assert all(same(explanations[0], other) for other in explanations[1:])
+    assert explanations[0].name == "tabby"
+    assert explanations[0].image.size == (90, 60)
+
+
+def test_it_is_what_the_network_says(model, image):
+    explanation = explain(model, image, top=2)
+    preprocessing = patchconvnet.explanation.explainer.preprocessing_of(model)
+    model.eval()
+    with torch.no_grad():
+        output = model(preprocessing(image)[None], return_evidence=True)
+    np.testing.assert_array_equal(explanation.logits, output.logits[0])
+    np.testing.assert_array_equal(explanation.attention, output.attention[0])
+    np.testing.assert_array_equal(explanation.evidence, output.evidence[0])
+    np.testing.assert_allclose(explanation.probabilities, output.logits[0].softmax(-1), rtol=1e-5)
+    assert explanation.attention.shape == (1, 8, 12)
+    best = int(output.logits.argmax())
+    assert explanation.predicted.index == best
+    assert explanation.predicted.name == NAMES[best]
+    assert [p.index for p in explanation.top_classes()] == output.logits[0].topk(2).indices.tolist()
+    assert explanation.class_token_share == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "class_attention", "class_attention_multi"])
+def test_a_batch_is_its_images(pooling, image):
+    model = make(pooling)
+    images = [image, image.resize((33, 70)), Image.new("L", (5, 5), 90)]
+    together = explain_batch(model, images, names=["a", "b", "c"], target="ship")
+    for name, source, one in zip("abc", images, together, strict=True):
+        alone = explain(model, source, target=2, name=name)
+        assert one.name == alone.name == name
+        assert one.subject.name == "ship"
+        for what in ("logits", "attention", "evidence"):
+            np.testing.assert_allclose(getattr(one, what), getattr(alone, what), atol=1e-5)
+    assert explain_batch(model, []) == []
+
+
+def test_the_models_mode_and_gradients_are_left_alone(model, image):
+    model.train()
+    model.stem.eval()
+    explain(model, image)
+    assert model.training
+    assert model.pooling.training
+    assert not model.stem.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_size_makes_the_grid_finer(model, image):
+    assert explain(model, image, size=64).attention.shape == (1, 16, 16)
+    assert explain(model, image, size=(40, 96)).attention.shape == (1, 10, 24)
+
+
+def test_class_wise_heads_have_a_map_for_each_class(image):
+    explanation = explain(make("additive_multi"), image, target="lorry")
+    assert explanation.class_wise
+    assert explanation.attention.shape == (4, 8, 12)
+    np.testing.assert_array_equal(explanation.map_for(), explanation.attention[3])
+    np.testing.assert_array_equal(explanation.map_for("dog"), explanation.attention[1])
+    np.testing.assert_array_equal(explanation.map_for(kind="evidence"), explanation.evidence[3])
+
+
+def test_target_leads_the_evidence(model, image):
+    explanation = explain(model, image, target="DOG")
+    assert explanation.target == 1
+    np.testing.assert_array_equal(explanation.map_for(kind="evidence"), explanation.evidence_for("dog"))
+    np.testing.assert_array_equal(explanation.map_for(), explanation.attention[0])
+
+
+def test_attended_is_the_image_under_its_overlay(model, image):
+    explanation = explain(model, image)
+    overlay = explanation.overlay()
+    assert overlay.mode == "RGBA"
+    assert overlay.size == image.size
+    laid = Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
+    assert explanation.attended().tobytes() == laid.tobytes()
+    assert overlay.tobytes() != explanation.overlay(smoothing="nearest").tobytes()
+
+
+def test_evidence_overlay_is_red_for_and_blue_against(model, image):
+    explanation = explain(model, image)
+    values = explanation.placed(kind="evidence")
+    rgba = np.asarray(explanation.overlay(kind="evidence"), dtype=int)
+    strong = rgba[..., 3] > 60
+    redder = rgba[..., 0] > rgba[..., 2]
+    assert strong.any()
+    assert (redder[strong] == (values[strong] > 0)).all()
+    assert rgba[..., 3].max() <= 230  # the image shows through everywhere
+    assert (rgba[np.abs(values) < 1e-4 * np.abs(values).max()][:, 3] == 0).all()
+
+
+def test_scaled_keeps_the_maps_and_their_place(model, image):
+    explanation = explain(model, image)
+    for side in (30, 180):
+        other = explanation.scaled(side)
+        assert other.image.size == (side, side * 2 // 3)
+        assert other.overlay().size == other.image.size
+        ours, theirs = explanation.geometry.box, other.geometry.box
+        np.testing.assert_allclose(np.array(theirs) / side, np.array(ours) / 90, atol=1e-9)
+
+
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "keras"])
+def test_json_round_trip(pooling, image):
+    explanation = explain(make(pooling), image, target="ship", top=2)
+    record = explanation.to_dict()
+    again = json.loads(json.dumps(record))
+    assert again == record
+    assert record["package"]["version"] == patchconvnet.__version__
+    assert record["image"] == {"width": 90, "height": 60}
+    assert (record["grid"]["height"], record["grid"]["width"]) == (8, 12)
+    assert record["target"]["name"] == "ship"
+    assert [c["name"] for c in record["classes"]] == [p.name for p in explanation.top_classes(4)]
+    assert sum(c["probability"] for c in record["classes"]) == pytest.approx(1)
+    listed = record["attention"]["of"]
+    kept = explanation.attention if listed is None else explanation.attention[listed]
+    np.testing.assert_array_equal(np.array(again["attention"]["maps"], np.float32), kept)
+    assert {e["name"] for e in again["evidence"]["maps"]} >= {"ship", explanation.predicted.name}
+    for entry in again["evidence"]["maps"]:
+        np.testing.assert_array_equal(np.array(entry["map"], np.float32), explanation.evidence_for(entry["index"]))
+        total = entry["bias"] + np.sum(entry["map"]) + entry["remainder"]
+        assert total == pytest.approx(float(explanation.logits[entry["index"]]), abs=1e-5)
+    assert again["evidence"]["exact"] == explanation.exact
+
+
+def test_save_writes_whole_files(model, image, tmp_path):
+    explanation = explain(model, image, name="tabby")
+    files = explanation.save(tmp_path / "new")
+    names = ["tabby.json", "tabby_figure.png", "tabby_map.npy", "tabby_overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    np.testing.assert_array_equal(np.load(files.map), explanation.map_for())
+    with Image.open(files.overlay) as overlay:
+        assert overlay.tobytes() == explanation.overlay().tobytes()
+    assert json.loads(files.json.read_text())["name"] == "tabby"
+    with Image.open(files.figure) as figure:
+        assert figure.width > 800
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the explanation of tabby"):
+        explanation.save(tmp_path / "file")
+
+
+def test_shown_in_a_notebook(model, image):
+    assert explain(model, image)._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", ["logits", "attention", "evidence"])
+def test_maps_that_are_not_numbers_are_refused(model, image, what):
+    explanation = explain(model, image, name="tabby")
+    broken = getattr(explanation, what).copy()
+    broken.flat[3] = np.nan
+    with pytest.raises(UserError, match=f"{what} for tabby .* not finite"):
+        replace(explanation, **{what: broken})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "catt"}, "unknown class 'catt'; did you mean 'cat'"),
+        ({"target": "zzz"}, "unknown class 'zzz'; known: cat, dog, ship, lorry"),
+        ({"target": 4}, "no class 4; the network has 4"),
+        ({"target": "12"}, "no class 12"),
+        ({"classes": ["hip"]}, "did you mean 'ship'"),
+        ({"top": 0}, "top is 0"),
+        ({"refine": 5}, "refine is 5; it must lie between 1 and 4"),
+        ({"refine": -1}, "refine is -1"),
+        ({"size": 3}, "smaller than one patch"),
+    ],
+)
+def test_bad_options_are_refused_in_words(model, image, options, words):
+    with pytest.raises(UserError, match=words):
+        explain(model, image, **options)
+
+
+def test_bad_images_are_refused_in_words(model, tmp_path):
+    with pytest.raises(UserError, match="no image file"):
+        explain(model, tmp_path / "none.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
+        explain(model, tmp_path / "broken.png")
+    with pytest.raises(UserError, match="uint8"):
+        explain(model, np.zeros((8, 8, 3)))
+    with pytest.raises(UserError, match="2 names for 1 images"):
+        explain_batch(model, [Image.new("RGB", (8, 8))], names=["a", "b"])
+
+
+def test_bad_models_are_refused_in_words(image):
+    model = make()
+    model.metadata.class_names = ["cat", "dog"]
+    with pytest.raises(UserError, match="4 classes and 2 class names"):
+        explain(model, image)
+    model = make()
+    model.metadata.preprocessing = {}
+    model.pretrained_cfg = None
+    with pytest.raises(UserError, match="give `preprocessing`"):
+        explain(model, image)
+
+
+def test_a_shared_look_has_no_map_for_one_class(model, image):
+    explanation = explain(model, image)
+    with pytest.raises(UserError, match="looks once for all classes"):
+        explanation.map_for("dog")
+    with pytest.raises(UserError, match="unknown kind of map 'heat'"):
+        explanation.map_for(kind="heat")
+
+
+def test_without_names_and_preprocessing_of_its_own(image):
+    model = timm.create_model("patchconvnet_mini", embed_dim=32, depth=1)
+    explanation = explain(model, image)
+    assert explanation.class_names == [f"class {k}" for k in range(10)]
+    assert explanation.geometry.size == (32, 32)
+
+
+def test_refinement_of_first_order_maps(image):
+    explanation = explain(make("class_attention"), image, refine=2)
+    assert explanation.attention.shape == (1, 16, 24)
+    assert explanation.evidence.shape == (4, 16, 24)
+    assert 0 < explanation.class_token_share < 1
