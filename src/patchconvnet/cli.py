@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from patchconvnet import __version__
+from patchconvnet._version import __version__
 from patchconvnet.errors import UserError
 
 DESCRIPTION = "Image classifiers that show where they look: train them, measure them, and see why they decided so."
@@ -481,37 +481,12 @@ def _add_data_options(parser: ArgumentParser) -> None:
 
 
 def _load_data(values: Namespace, model: Any) -> Any:
-    """The data set, split as the model's training split it: with other numbers, images it learned would be tested."""
-    from patchconvnet.data import datasets
+    from patchconvnet.data.held_out import load_held_out
 
-    provenance = model.metadata.provenance
-    options, trained = provenance.get("recipe", {}).get("data", {}), provenance.get("data", {})
-    same_name = _data_path(values.data, values.root) in (
-        _data_path(options.get("name", ""), values.root), _data_path(trained.get("name", ""))
+    return load_held_out(
+        values.data, values.split, model.metadata.provenance, root=values.root, validation=values.validation,
+        test=values.test, seed=values.data_seed, strict=values.strict, show_progress=True,
     )  # fmt: skip
-    split = {"validation": values.validation, "test": values.test, "seed": values.data_seed}
-    if same_name:
-        split = {name: options.get(name) if value is None else value for name, value in split.items()}
-    data = datasets.load(
-        values.data, root=values.root, validation=split["validation"], test=split["test"], seed=split["seed"] or 0,
-        strict=values.strict, show_progress=True,
-    )  # fmt: skip
-    before, now, asked = trained.get("fingerprint", {}), data.fingerprint(), f"{values.split} images"
-    same_images = before.get("all images") == now["all images"]
-    if (same_name or same_images) and before.get(asked, now[asked]) != now[asked]:
-        how = "divided otherwise" if same_images else "not the same images"
-        warnings.warn(
-            f"{values.data} is {how} than when the model was trained: its {asked} may be some that it has learned",
-            stacklevel=2,
-        )
-    return data
-
-
-def _data_path(name: str, root: str | None = None) -> str:
-    """The name of a data set; of a folder, where it lies."""
-    if not name.startswith("folder:"):
-        return name
-    return str(Path(root or "", name.removeprefix("folder:")).expanduser().resolve())
 
 
 def _preprocessing(model: Any, values: Namespace) -> Any:
@@ -535,7 +510,7 @@ def _add_model_options(parser: ArgumentParser, default: str | None = None) -> No
 def _load_model(values: Namespace) -> tuple[Any, Any]:
     import torch
 
-    from patchconvnet import load
+    from patchconvnet.models import load
 
     name = values.device
     if name == "auto":

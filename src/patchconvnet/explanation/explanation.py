@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-import patchconvnet
+from patchconvnet._version import __version__
 from patchconvnet.data.preprocessing import Geometry, ImageLike
 from patchconvnet.errors import UserError
 from patchconvnet.explanation import figures
@@ -251,7 +251,7 @@ class Explanation:
         left, top, right, bottom = self.geometry.box
         return {
             "name": self.name,
-            "package": {"name": "patchconvnet", "version": patchconvnet.__version__},
+            "package": {"name": "patchconvnet", "version": __version__},
             "image": {"width": self.image.width, "height": self.image.height},
             "input": {
                 "width": self.geometry.size[1],

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-import patchconvnet
+from patchconvnet._version import __version__
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
@@ -82,7 +82,7 @@ def audit(
     labels = _labels(model, data)
     device = torch.device(device)
     header = {
-        "package": {"version": patchconvnet.__version__},
+        "package": {"version": __version__},
         "model": {"name": name, "weights": _fingerprint(model)},
         "data": {"name": data_name, "images": len(data), "fingerprint": _data_fingerprint(data)},
         "objects": objects.fingerprint() if objects else None,

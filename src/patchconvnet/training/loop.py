@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from patchconvnet import __version__
+from patchconvnet._version import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
 from patchconvnet.files import write_atomic

@@ -1,0 +1,102 @@
+"""Images that a model has not learned: a data set divided as the model's training divided it, or a warning.
+
+A model folder's provenance says how: the recipe's data options, and a fingerprint of each split.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from patchconvnet.data import datasets
+from patchconvnet.data.splits import DataSplits, SplitName
+
+
+def load_held_out(
+    name: str,
+    split: SplitName,
+    provenance: Mapping[str, Any],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    validation: float | None = None,
+    test: float | None = None,
+    seed: int | None = None,
+    strict: bool = False,
+    show_progress: bool = False,
+) -> DataSplits:
+    """A data set for measuring a trained model: divided as its training divided it, if it was trained on this data.
+
+    Args:
+        name: of the data set, as for `patchconvnet.data.datasets.load`.
+        split: the one to measure on.
+        provenance: the model's `metadata.provenance`; empty where nothing is known.
+        validation, test, seed: how to divide it instead.
+        root, strict, show_progress: as for `datasets.load`.
+
+    Warns:
+        UserWarning: as `warn_if_learned`.
+
+    Raises:
+        UserError: the name is unknown, the data is not there, or the options don't fit it.
+    """
+    division = {"validation": validation, "test": test, "seed": seed}
+    if _is_training_data(name, root, provenance):
+        options = provenance.get("recipe", {}).get("data", {})
+        division = {key: options.get(key) if value is None else value for key, value in division.items()}
+    data = datasets.load(
+        name,
+        root=root,
+        validation=division["validation"],
+        test=division["test"],
+        seed=int(division["seed"] or 0),
+        strict=strict,
+        show_progress=show_progress,
+    )
+    warn_if_learned(data, split, provenance, root=root)
+    return data
+
+
+def warn_if_learned(
+    data: DataSplits, split: SplitName, provenance: Mapping[str, Any], *, root: str | os.PathLike[str] | None = None
+) -> None:
+    """Warn where a split of the data that a model was trained on is not the split of that name which training left out.
+
+    Args:
+        data: the data set, divided.
+        split: the one to measure on.
+        provenance: the model's `metadata.provenance`.
+        root: the folder that the training's own relative `folder:PATH` would lie in.
+
+    Warns:
+        UserWarning: with other numbers or another seed, or other files, images may be measured that the model learned.
+    """
+    before, now, asked = provenance.get("data", {}).get("fingerprint", {}), data.fingerprint(), f"{split} images"
+    same_images = before.get("all images") == now["all images"]
+    if not (same_images or _is_training_data(data.name, None, provenance, root)) or asked not in before:
+        return
+    if before[asked] != now[asked]:
+        how = "divided otherwise" if same_images else "not the same images"
+        warnings.warn(
+            f"{data.name} is {how} than when the model was trained: its {asked} may be some that it has learned",
+            stacklevel=2,
+        )
+
+
+def _is_training_data(
+    name: str,
+    root: str | os.PathLike[str] | None,
+    provenance: Mapping[str, Any],
+    training_root: str | os.PathLike[str] | None = None,
+) -> bool:
+    """Whether the data set is the one that the model was trained on, by its name or its folder's place."""
+    options, trained = provenance.get("recipe", {}).get("data", {}), provenance.get("data", {})
+    names = (_place(options.get("name", ""), training_root or root), _place(trained.get("name", "")))
+    return _place(name, root) in names
+
+
+def _place(name: str, root: str | os.PathLike[str] | None = None) -> str:
+    """The name of a data set; of a folder, where it lies."""
+    if not name.startswith("folder:"):
+        return name
+    return "folder:" + str(Path(root or "", name.removeprefix("folder:")).expanduser().resolve())
