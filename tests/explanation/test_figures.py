@@ -15,7 +15,7 @@ from skimage import data
 
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
-from patchconvnet.explanation import Explanation, figures
+from patchconvnet.explanation import Explanation, colours, evolution, figures
 from patchconvnet.explanation.patch_grid import Grid
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -101,8 +101,10 @@ FIGURES = {
     "difference": lambda: figures.difference_figure(made(), "cat", "frog"),
     "contact_sheet": lambda: figures.contact_sheet(several(), columns=3)[0],
     "certainty_sheet": lambda: figures.certainty_sheet(several(), [0, 1, 2, 1, 1], count=3),
-    "attention_grid": lambda: figures.attention_grid(*images_and_maps(), ["a", "b", "c"], heading="epoch 3", columns=2),
-    "attention_evolution": lambda: figures.attention_evolution(*evolving(), columns=4),
+    "attention_grid": lambda: evolution.attention_grid(
+        *images_and_maps(), ["a", "b", "c"], heading="epoch 3", columns=2
+    ),
+    "attention_evolution": lambda: evolution.attention_evolution(*evolving(), columns=4),
 }
 
 
@@ -178,17 +180,17 @@ def test_contact_sheets_have_pages():
 
 def test_evolution_shows_the_first_and_the_last_epoch():
     images, maps, epochs = evolving()
-    assert words(figures.attention_evolution(images, maps, epochs, columns=3)).split("\n")[1::2] == [
+    assert words(evolution.attention_evolution(images, maps, epochs, columns=3)).split("\n")[1::2] == [
         "epoch 1",
         "epoch 12",
     ]
-    one = figures.attention_evolution(images, maps[:1], epochs[:1])
+    one = evolution.attention_evolution(images, maps[:1], epochs[:1])
     assert words(one).split("\n") == ["original", "epoch 1"]
 
 
 def test_grid_takes_images_in_both_layouts():
     images, maps = images_and_maps()
-    drawn = [figures.to_image(figures.attention_grid(p, maps)) for p in (images, images.transpose(0, 3, 1, 2))]
+    drawn = [figures.to_image(evolution.attention_grid(p, maps)) for p in (images, images.transpose(0, 3, 1, 2))]
     assert drawn[0].tobytes() == drawn[1].tobytes()
 
 
@@ -202,19 +204,19 @@ def test_images_of_extreme_shapes(shape):
 
 
 def test_maps_that_are_zero_are_drawn_as_nothing():
-    assert (figures.evidence_colours(np.zeros((4, 4), np.float32))[..., 3] == 0).all()
+    assert (colours.evidence_colours(np.zeros((4, 4), np.float32))[..., 3] == 0).all()
     flat = replace(made(), evidence=np.zeros((5, 12, 12), np.float32))
     figures.to_image(flat.figure())
 
 
 def test_a_uniform_look_is_one_colour():
-    assert len(np.unique(figures.attention_colours(np.full((4, 4), 1 / 16, np.float32)).reshape(-1, 4), axis=0)) == 1
+    assert len(np.unique(colours.attention_colours(np.full((4, 4), 1 / 16, np.float32)).reshape(-1, 4), axis=0)) == 1
 
 
 def test_gif_plays_every_epoch(tmp_path):
-    frames = figures.evolution_frames(*evolving())
+    frames = evolution.evolution_frames(*evolving())
     assert len(frames) == 12
-    path = figures.write_gif(frames, tmp_path / "attention.gif", seconds=0.2, hold=1.5)
+    path = evolution.write_gif(frames, tmp_path / "attention.gif", seconds=0.2, hold=1.5)
     with Image.open(path) as gif:
         assert gif.n_frames == 12
         assert gif.size == frames[0].size
@@ -231,20 +233,20 @@ def test_gif_plays_every_epoch(tmp_path):
 @pytest.mark.parametrize("frames", [[], [Image.new("RGB", (4, 4)), Image.new("RGB", (4, 5))]])
 def test_gif_refuses_frames_that_do_not_fit(frames, tmp_path):
     with pytest.raises(UserError, match="frames of one size"):
-        figures.write_gif(frames, tmp_path / "a.gif")
+        evolution.write_gif(frames, tmp_path / "a.gif")
 
 
 def test_shapes_that_do_not_fit_are_refused():
     images, maps, epochs = evolving()
     with pytest.raises(UserError, match="needed are uint8"):
-        figures.attention_grid(images / 255, maps[0])
+        evolution.attention_grid(images / 255, maps[0])
     with pytest.raises(UserError, match="maps of shape"):
-        figures.attention_grid(images, maps[0, :2])
+        evolution.attention_grid(images, maps[0, :2])
     with pytest.raises(UserError, match="for 3 epochs"):
-        figures.attention_evolution(images, maps, epochs[:3])
+        evolution.attention_evolution(images, maps, epochs[:3])
     broken = maps.copy()
     broken[4, 1, 2, 3] = np.nan
     with pytest.raises(UserError, match="not finite"):
-        figures.attention_evolution(images, broken, epochs)
+        evolution.attention_evolution(images, broken, epochs)
     with pytest.raises(UserError, match="not finite"):
-        figures.attention_grid(images, broken[4])
+        evolution.attention_grid(images, broken[4])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from patchconvnet.data.preprocessing import ImageLike, Preprocessing, as_rgb, pixels, read_image
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import Look, look
-from patchconvnet.explanation.explanation import Explanation, class_index
+from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
 from patchconvnet.models.modes import evaluation_mode
 

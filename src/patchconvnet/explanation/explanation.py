@@ -1,39 +1,18 @@
-"""`Explanation`: what a network said of an image, where it looked, and what spoke for it; the record and its views.
+"""`Explanation`: the maps of one image with their figure and files."""
 
-Attention: Touvron et al. 2021, arXiv 2112.13692, section 3.2. Evidence: `patchconvnet.explanation.evidence`.
-"""
-
-import difflib
 import io
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from patchconvnet._version import __version__
-from patchconvnet.data.preprocessing import Geometry, ImageLike
 from patchconvnet.errors import UserError
 from patchconvnet.explanation import figures
-from patchconvnet.explanation.patch_grid import Grid, Smoothing, place, seen_pixels
+from patchconvnet.explanation.maps import Maps
 from patchconvnet.files import write_array, write_atomic
-
-Kind = Literal["attention", "evidence"]
-Source = ImageLike | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class and how likely the network holds it."""
-
-    index: int
-    name: str
-    probability: float
 
 
 class Saved(NamedTuple):
@@ -46,179 +25,8 @@ class Saved(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
-    """A prediction with its maps.
-
-    Args:
-        name: what the image is called in titles and file names.
-        image: RGB, as it was before preprocessing.
-        class_names: K names.
-        logits: (K,) float32.
-        bias: (K,) float32, the classifier's bias.
-        attention: (Q, h, w) float32, each query's softmax weights over the patches; Q = 1, or K where each class has
-            its own query. They sum to at most 1, see `class_token_share`.
-        evidence: (K', h, w) float32, each patch's signed share of a class's logit, for `evidence_classes`.
-        evidence_classes: K' class indices.
-        exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this image,
-            or an average over shifts and flips where `refine` is not 0. See `remainder`.
-        grid: how the patches lie on the network input.
-        geometry: how the network input lies on the image.
-        target: the class that was asked about; None for the predicted one.
-        top: how many classes figures and reports list.
-        refine: how many times finer than the patches the maps are, both ways, by averaging; 0 for plain maps.
-
-    Raises:
-        UserError: a map or a logit is not a finite number.
-    """
-
-    name: str
-    image: Image.Image
-    class_names: Sequence[str]
-    logits: np.ndarray
-    bias: np.ndarray
-    attention: np.ndarray
-    evidence: np.ndarray
-    evidence_classes: tuple[int, ...]
-    exact: bool
-    grid: Grid
-    geometry: Geometry
-    target: int | None = None
-    top: int = 5
-    refine: int = 0
-
-    def __post_init__(self) -> None:
-        for what in ("logits", "attention", "evidence"):
-            if not np.isfinite(getattr(self, what)).all():
-                raise UserError(
-                    f"the network's {what} for {self.name} hold values that are not finite numbers, so there is "
-                    "nothing to show; its training has diverged, or its weights are damaged."
-                )
-
-    # What the network says
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """(K,) softmax of the logits."""
-        shares = np.exp(self.logits - self.logits.max())
-        return shares / shares.sum()
-
-    @property
-    def predicted(self) -> Prediction:
-        """The likeliest class."""
-        return self.prediction(int(self.logits.argmax()))
-
-    @property
-    def subject(self) -> Prediction:
-        """The class that the maps speak of: the target, or the predicted class."""
-        return self.predicted if self.target is None else self.prediction(self.target)
-
-    def prediction(self, target: int | str) -> Prediction:
-        """One class, by name or index."""
-        index = self.class_index(target)
-        return Prediction(index, self.class_names[index], float(self.probabilities[index]))
-
-    def top_classes(self, count: int | None = None) -> list[Prediction]:
-        """The likeliest classes, best first; `top` of them by default."""
-        order = np.argsort(-self.logits, kind="stable")[: self.top if count is None else count]
-        return [self.prediction(int(index)) for index in order]
-
-    def class_index(self, target: int | str) -> int:
-        """The index of a class given by name or index.
-
-        Raises:
-            UserError: there is no such class; the closest names are offered.
-        """
-        return class_index(self.class_names, target)
-
-    # Where it looked, and what for
-
-    @property
-    def class_wise(self) -> bool:
-        """Whether each class has an attention map of its own."""
-        return len(self.attention) == len(self.class_names) and len(self.attention) > 1
-
-    @property
-    def class_token_share(self) -> float:
-        """The share of attention that the class token keeps to itself, for the map that is shown; 0 in most heads."""
-        return max(0.0, 1 - float(self.map_for().sum()))
-
-    @property
-    def remainder(self) -> dict[int, float]:
-        """By class with evidence, logit − bias − Σ evidence: rounding if `exact`, else what the evidence lacks."""
-        sums = self.evidence.sum((1, 2), dtype=np.float64)
-        return {
-            k: float(self.logits[k] - self.bias[k] - total)
-            for k, total in zip(self.evidence_classes, sums, strict=True)
-        }
-
-    def map_for(self, target: int | str | None = None, kind: Kind = "attention") -> np.ndarray:
-        """One map, (h, w) float32.
-
-        Args:
-            target: class name or index; by default the subject.
-            kind: "attention" (the class's own row where each class has one), or "evidence".
-
-        Raises:
-            UserError: there is no such class or kind, or no map of that kind for the class.
-        """
-        if kind == "evidence":
-            return self.evidence_for(self.subject.index if target is None else target)
-        if kind != "attention":
-            raise UserError(f"unknown kind of map {kind!r}; known: attention, evidence.")
-        if self.class_wise:
-            return self.attention[self.subject.index if target is None else self.class_index(target)]
-        if target is not None:
-            raise UserError(
-                f"this network looks once for all classes, so there is no attention map for {target!r} alone; ask for "
-                "its evidence, or leave the class away."
-            )
-        return self.attention[0]
-
-    def evidence_for(self, target: int | str) -> np.ndarray:
-        """(h, w) signed: what each patch adds to a class's logit.
-
-        Raises:
-            UserError: there is no such class, or its evidence was not computed.
-        """
-        index = self.class_index(target)
-        if index not in self.evidence_classes:
-            raise UserError(
-                f"the evidence for {self.class_names[index]!r} was not computed: this head's evidence is first order "
-                "and costs a backward pass a class; name the class in `target` or `classes` of explain()."
-            )
-        return self.evidence[self.evidence_classes.index(index)]
-
-    def placed(
-        self, target: int | str | None = None, kind: Kind = "attention", *, smoothing: Smoothing = "bilinear"
-    ) -> np.ndarray:
-        """A map at the image's own resolution, (H, W) float32, each value where its pixels are; 0 where unseen.
-
-        Args: as `map_for`; smoothing: "bilinear" between patch centres, or "nearest".
-        """
-        return place(self.map_for(target, kind), self.grid, self.geometry, smoothing=smoothing)
-
-    # Looking at it
-
-    def overlay(
-        self, target: int | str | None = None, kind: Kind = "attention", *, smoothing: Smoothing = "bilinear"
-    ) -> Image.Image:
-        """A map as a transparent RGBA image of the image's own size, to lay over it.
-
-        Attention is inferno, from 0 to its largest value, at opacity 0.6 (as in the Keras example); evidence is blue
-        (against) to red (for), the more opaque the stronger. What the network did not see is transparent.
-
-        Args: as `placed`.
-        """
-        values = self.placed(target, kind, smoothing=smoothing)
-        colour = figures.evidence_colours if kind == "evidence" else figures.attention_colours
-        rgba = colour(values)
-        rgba[~seen_pixels(self.geometry)] = 0
-        return Image.fromarray(rgba)
-
-    def attended(self, target: int | str | None = None, *, smoothing: Smoothing = "bilinear") -> Image.Image:
-        """The image with its attention map laid over it, RGB; arguments as `placed`."""
-        overlay = self.overlay(target, smoothing=smoothing)
-        return Image.alpha_composite(self.image.convert("RGBA"), overlay).convert("RGB")
+class Explanation(Maps):
+    """A prediction with its maps (the fields are those of `Maps`), with a figure and files of them."""
 
     def figure(self, *, evidence: int = 3) -> Figure:
         """Original, attended and likeliest classes, and below them the evidence for as many of these as `evidence`."""
@@ -228,70 +36,6 @@ class Explanation:
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
-
-    def scaled(self, side: int) -> "Explanation":
-        """The same with the image resized to `side` pixels on its longer side; maps and logits are unchanged.
-
-        Pixels stay visible as squares where it grows. Small ones are good to keep where there are thousands.
-        """
-        factor = side / max(self.image.size)
-        width, height = (max(1, round(length * factor)) for length in self.image.size)
-        image = self.image.resize((width, height), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
-        return replace(self, image=image, geometry=replace(self.geometry, image=(height, width)))
-
-    # Keeping it
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, as plain values for JSON; evidence for the listed classes and the target."""
-        listed = [p.index for p in self.top_classes()]
-        if self.target is not None and self.target not in listed:
-            listed.append(self.target)
-        remainder = self.remainder
-        order = np.argsort(-self.logits, kind="stable").tolist()
-        left, top, right, bottom = self.geometry.box
-        return {
-            "name": self.name,
-            "package": {"name": "patchconvnet", "version": __version__},
-            "image": {"width": self.image.width, "height": self.image.height},
-            "input": {
-                "width": self.geometry.size[1],
-                "height": self.geometry.size[0],
-                "box": {"left": left, "top": top, "right": right, "bottom": bottom},
-            },
-            "grid": {
-                "height": self.grid.shape[0],
-                "width": self.grid.shape[1],
-                "refine": self.refine,
-                "step": {"y": self.grid.step[0], "x": self.grid.step[1]},
-                "first": {"y": self.grid.first[0], "x": self.grid.first[1]},
-            },
-            "predicted": asdict(self.predicted),
-            "target": None if self.target is None else asdict(self.prediction(self.target)),
-            "classes": [
-                {"index": k, "name": self.class_names[k], "probability": float(p), "logit": _plain(self.logits[k])}
-                for k, p in zip(order, self.probabilities[order], strict=True)
-            ],
-            "attention": {
-                "class_wise": self.class_wise,
-                "class_token_share": self.class_token_share,
-                "maps": _plain(self.attention if not self.class_wise else self.attention[listed]),
-                "of": listed if self.class_wise else None,
-            },
-            "evidence": {
-                "exact": self.exact,
-                "maps": [
-                    {
-                        "index": k,
-                        "name": self.class_names[k],
-                        "bias": _plain(self.bias[k]),
-                        "remainder": remainder[k],
-                        "map": _plain(self.evidence_for(k)),
-                    }
-                    for k in listed
-                    if k in self.evidence_classes
-                ],
-            },
-        }
 
     def save(self, folder: str | os.PathLike[str], stem: str | None = None) -> Saved:
         """Write figure, overlay, map and JSON, each aside first and then renamed.
@@ -322,32 +66,3 @@ class Explanation:
         except OSError as error:
             raise UserError(f"cannot write the explanation of {self.name} to {base}: {error}") from error
         return files
-
-
-def class_index(class_names: Sequence[str], target: int | str) -> int:
-    """The index of a class given by name (whatever its case) or index (a number, or one written as a word).
-
-    Raises:
-        UserError: there is no such class; the closest names are offered.
-    """
-    if isinstance(target, str) and target in class_names:
-        return class_names.index(target)
-    if not isinstance(target, str) or target.isdecimal():
-        index = int(target)
-        if not 0 <= index < len(class_names):
-            raise UserError(f"there is no class {index}; the network has {len(class_names)}, from 0 on.")
-        return index
-    lower = [name.lower() for name in class_names]
-    if lower.count(target.lower()) == 1:
-        return lower.index(target.lower())
-    close = difflib.get_close_matches(target.lower(), lower, n=3)
-    offered = ", ".join(repr(class_names[lower.index(name)]) for name in close)
-    shown = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
-    raise UserError(f"unknown class {target!r}; " + (f"did you mean {offered}?" if close else f"known: {shown}."))
-
-
-def _plain(values: Any) -> Any:
-    """float32 → the shortest decimal numbers that read back as the same float32."""
-    if isinstance(values, np.ndarray):
-        return [_plain(value) for value in values]
-    return float(str(values))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing, pixels
 from patchconvnet.data.splits import Split
-from patchconvnet.explanation import figures
+from patchconvnet.explanation import evolution
+from patchconvnet.explanation.figures import to_image
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.files import write_array, write_atomic
 from patchconvnet.training.recipe import MonitorOptions
@@ -64,8 +65,8 @@ class AttentionMonitor:
             names[p] if p == t else f"{names[p]} (is {names[t]})"
             for p, t in zip(predicted.tolist(), labels.tolist(), strict=True)
         ]
-        drawn = figures.to_image(
-            figures.attention_grid(self._images(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
+        drawn = to_image(
+            evolution.attention_grid(self._images(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
         )
         write_atomic(self.folder / f"epoch_{epoch + 1:03d}.png", lambda part: drawn.save(part, "PNG"))
         return np.asarray(drawn.convert("RGB"))
@@ -80,10 +81,10 @@ class AttentionMonitor:
         images = self._images()
         grid = patch_grid(model, self.preprocessing.size, maps.shape[2:])
         figure, animation = self.folder / "evolution.png", self.folder / "evolution.gif"
-        drawn = figures.to_image(figures.attention_evolution(images, maps, epochs, grid=grid))
-        frames = figures.evolution_frames(images, maps, epochs, grid=grid)
+        drawn = to_image(evolution.attention_evolution(images, maps, epochs, grid=grid))
+        frames = evolution.evolution_frames(images, maps, epochs, grid=grid)
         write_atomic(figure, lambda part: drawn.save(part, "PNG"))
-        write_atomic(animation, lambda part: figures.write_gif(frames, part))
+        write_atomic(animation, lambda part: evolution.write_gif(frames, part))
         return [figure, animation]
 
     def forget_after(self, epochs: int) -> None:

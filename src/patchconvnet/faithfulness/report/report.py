@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from patchconvnet.errors import UserError
-from patchconvnet.explanation.figures import attention_colours, evidence_colours
+from patchconvnet.explanation.colours import attention_colours, evidence_colours
 from patchconvnet.faithfulness.methods import Method
 from patchconvnet.faithfulness.report.charts import cascade_chart, curves_chart
 from patchconvnet.faithfulness.report.findings import findings
