@@ -1,6 +1,8 @@
 """The tables of docs/trust.md: an audit of the shipped model, run by `patchconvnet audit`, as Markdown.
 
-python benchmarks/faithfulness.py --root DATA [--out runs/trust]      # resumable; prints the tables
+    python benchmarks/faithfulness.py --root DATA [--out runs/trust] [--measures road …]
+
+Resumable; prints the tables. Named measures are measured alone, in a folder that no other measures share.
 """
 
 import argparse
@@ -31,12 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="where CIFAR-10 lies or is downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/trust"))
+    parser.add_argument("--measures", nargs="+", help="only these (default: all that the data allows)")
     a = parser.parse_args()
-    command = ["audit", "--model", "cifar10", "--data", "cifar10", "--root", a.root, *SETTINGS, "--out", str(a.out)]
+    only = ["--measures", json.dumps(a.measures)] if a.measures else []
+    command = ["audit", "--model", "cifar10", "--data", "cifar10", "--root", a.root, *SETTINGS, *only]
+    command += ["--out", str(a.out)]
     subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
     report = json.loads((a.out / "report.json").read_text())
+    measured = {name for method in report["methods"] for name in method["figures"]}
     for columns, time in ((COLUMNS, True), (CLOSE, False)):
-        print("\n" + table(report["methods"], columns, time))
+        if there := [column for column in columns if column[0] in measured]:
+            print("\n" + table(report["methods"], there, time))
 
 
 def table(methods: list[dict[str, Any]], columns: list[tuple[str, str]], time: bool) -> str:

@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from patchconvnet import UserError
-from patchconvnet.faithfulness.metrics.deletion import BLUR_KERNEL, BLUR_SIGMA, blurred, deletion, insertion, road
-from patchconvnet.faithfulness.metrics.imputation import impute
+from patchconvnet.faithfulness.metrics.deletion import BLUR_KERNEL, BLUR_SIGMA, blurred, deletion, insertion
+from patchconvnet.faithfulness.metrics.road import road
 
 HEIGHT, WIDTH, CLASSES = 12, 16, 5
 
@@ -166,59 +166,6 @@ def test_a_map_with_one_nan_is_a_miss_too(model, batch):
         )
 
 
-def test_filling_in_is_the_exact_solution_of_the_linear_system():
-    """Against pytorch-grad-cam's imputer, which is ROAD's own code: it solves the sparse system directly."""
-    imputer = pytest.importorskip("pytorch_grad_cam.metrics.road").NoisyLinearImputer(noise=0)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(6, 3, 20, 24, generator=generator)
-    known = torch.rand(6, 20, 24, generator=generator) > torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]).view(-1, 1, 1)
-    known[5] = False
-    known[5, 10:14, 3:5] = True  # one small island: the hardest to fill from
-    filled = impute(images, known)
-    for i in range(6):
-        exact = imputer(images[i], known[i].float())
-        torch.testing.assert_close(filled[i], exact, atol=1e-3, rtol=0)
-
-
-def test_filling_in_of_a_large_hole_converges():
-    y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 96), indexing="ij")
-    images = (x + 2 * y)[None, None]
-    known = torch.ones(1, 96, 96, dtype=torch.bool)
-    known[:, 4:-4, 4:-4] = False
-    # a plane is its own mean, so it comes back whole
-    torch.testing.assert_close(impute(images, known), images, atol=2e-3, rtol=0)
-
-
-def test_road_is_pytorch_grad_cams(model, batch):
-    """The same pixels filled in by its exact solver, the same network: (mean LeRF − mean MoRF) / 2."""
-    imputer = pytest.importorskip("pytorch_grad_cam.metrics.road").NoisyLinearImputer(noise=0)
-    images, maps, classes = batch
-    ours = road(model, images, maps, classes, noise=0.0, forward_batch=7)
-    for i, k in enumerate(classes.tolist()):
-        means = []
-        for sign in (1, -1):
-            chances = []
-            for tenth in range(1, 10):
-                order = (sign * maps[i]).flatten().argsort(descending=True, stable=True)
-                kept = torch.ones(HEIGHT * WIDTH)
-                kept[order[: int(np.ceil(tenth / 10 * HEIGHT * WIDTH))]] = 0
-                filled = imputer(images[i], kept.view(HEIGHT, WIDTH))
-                with torch.no_grad():
-                    chances.append(model(filled[None]).softmax(1)[0, k].item())
-            means.append(np.mean(chances))
-        assert ours.score[i] == pytest.approx((means[1] - means[0]) / 2, abs=1e-3)
-
-
-def test_road_noise_is_given_by_the_generator(model, batch):
-    images, maps, classes = batch
-    scores = [
-        road(model, images, maps, classes, noise=0.5, generator=torch.Generator().manual_seed(seed)).score
-        for seed in (0, 0, 1)
-    ]
-    assert torch.equal(scores[0], scores[1])
-    assert not torch.equal(scores[0], scores[2])
-
-
 def test_bad_input_is_refused_in_words(model, batch):
     images, maps, classes = batch
     with pytest.raises(UserError, match="maps"):
@@ -227,5 +174,3 @@ def test_bad_input_is_refused_in_words(model, batch):
         road(model, images, maps, classes[:-1])
     with pytest.raises(UserError, match="steps is 0"):
         insertion(model, images, maps, classes, steps=0)
-    with pytest.raises(UserError, match="no pixel"):
-        impute(images, torch.zeros(4, HEIGHT, WIDTH, dtype=torch.bool))

@@ -7,7 +7,6 @@ RISE, which neither has, is written here.
 import difflib
 import importlib
 import math
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,15 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.patch_grid import Grid, patch_grid
-from patchconvnet.faithfulness.methods import MOST_RIVALS, OURS, Attribution, AttributionOptions, Method, frozen
+from patchconvnet.faithfulness.methods import (
+    MOST_RIVALS,
+    OURS,
+    Attribution,
+    AttributionOptions,
+    Method,
+    frozen,
+    generator_of,
+)
 
 RISE_CELLS = 7  # a side of its masks before they are enlarged, and the share of cells that are kept: as in the paper
 RISE_KEPT = 0.5
@@ -42,11 +49,8 @@ def _random_pixels(_: nn.Module, images: Tensor, classes: Tensor, options: Attri
 
 def _noise(images: Tensor, classes: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
     """The same image always gets the same noise, and another image other noise, however slightly it differs."""
-    maps = []
-    for image in images.detach().cpu().contiguous():
-        key = zlib.crc32(image.numpy().tobytes(), seed)
-        maps.append(torch.rand(shape, generator=torch.Generator().manual_seed(key)))
-    return torch.stack(maps).to(images)[:, None].expand(-1, classes.shape[1], -1, -1)
+    maps = torch.stack([torch.rand(shape, generator=generator_of(image, seed)) for image in images])
+    return maps.to(images)[:, None].expand(-1, classes.shape[1], -1, -1)
 
 
 def _centre(_: nn.Module, images: Tensor, classes: Tensor, __: AttributionOptions) -> Attribution:

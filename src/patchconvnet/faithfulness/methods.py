@@ -3,6 +3,7 @@
 Ours are here, attention and evidence; the usual ones are in `baselines`.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ def uninformative(maps: Tensor) -> Tensor:
     """
     flat = maps.flatten(-2)
     return ~flat.isfinite().all(-1) | (flat.amax(-1) == flat.amin(-1))
+
+
+def generator_of(image: Tensor, seed: int) -> torch.Generator:
+    """A CPU generator for an image (C, H, W): the same numbers for it in every batch, others for another image."""
+    content = image.detach().float().cpu().contiguous().numpy().tobytes()
+    return torch.Generator().manual_seed(zlib.crc32(content, seed))
 
 
 @dataclass(frozen=True)

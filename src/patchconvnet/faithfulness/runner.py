@@ -17,7 +17,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of
 from patchconvnet.faithfulness.annotations import Objects, image_name
 from patchconvnet.faithfulness.methods import Method, uninformative
-from patchconvnet.faithfulness.metrics import deletion, localisation, robustness
+from patchconvnet.faithfulness.metrics import deletion, localisation, road, robustness
 from patchconvnet.faithfulness.report.report import Example
 from patchconvnet.faithfulness.results import Ledger, Record
 from patchconvnet.faithfulness.settings import CLOSE, FAITHFULNESS, LOCALISATION, MOSAICS, AuditSettings
@@ -92,7 +92,7 @@ class AuditRun:
         on_maps = [name for name in (*FAITHFULNESS, *LOCALISATION) if name in self.measures]
         asks = (
             (s.steps + 1) * len({"deletion", "insertion"} & set(on_maps))
-            + 2 * len(deletion.ROAD_FRACTIONS) * ("road" in on_maps)
+            + 2 * len(road.FRACTIONS) * ("road" in on_maps)
         )  # fmt: skip
         costs = {method.name: method.passes(s.options) + asks for method in self.methods}
         task = self._task("maps", len(chosen) * sum(costs.values()))
@@ -117,9 +117,8 @@ class AuditRun:
                 columns[name] = curves.score.tolist()
                 columns[f"{name}_curve"] = curves.probabilities.tolist()
         if "road" in self.measures:
-            generator = torch.Generator().manual_seed(s.seed + part[0])
-            columns["road"] = deletion.road(
-                self.model, images, maps, classes, generator=generator, forward_batch=s.forward_batch
+            columns["road"] = road.road(
+                self.model, images, maps, classes, seed=s.seed, forward_batch=s.forward_batch
             ).score.tolist()
         if "completeness" in self.measures and (error := attribution.completeness_error()) is not None:
             columns["completeness"] = error[:, 0].tolist()
@@ -205,7 +204,7 @@ class AuditRun:
             columns["rank_correlation"] = cascade.rank_correlation.tolist()
             columns["similarity"] = cascade.similarity.tolist()
         if "stability" in self.measures:
-            stable = robustness.stability(method, self.model, images, classes, s.options, s.seed + part[0])
+            stable = robustness.stability(method, self.model, images, classes, s.options, s.seed)
             columns["stability_shift"] = stable.shift.tolist()
             columns["stability_noise"] = stable.noise.tolist()
         return [

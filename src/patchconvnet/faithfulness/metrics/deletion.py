@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.methods import uninformative
-from patchconvnet.faithfulness.metrics.imputation import impute
 
 BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # as in RISE's code
-ROAD_FRACTIONS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 class Curves(NamedTuple):
@@ -70,55 +68,6 @@ def insertion(
     return _exchange(model, blurred(images), images, maps, classes, steps, forward_batch)
 
 
-class Road(NamedTuple):
-    """most_first, least_first: the curves; score: (B,), how far they lie apart."""
-
-    most_first: Curves
-    least_first: Curves
-    score: Tensor
-
-
-def road(
-    model: nn.Module,
-    images: Tensor,
-    maps: Tensor,
-    classes: Tensor,
-    *,
-    noise: float = 0.01,
-    generator: torch.Generator | None = None,
-    forward_batch: int = 256,
-) -> Road:
-    """Remove and debias: removed pixels are filled in from their neighbours, so that holes have no shape to see.
-
-    Rong et al. 2022, arXiv 2202.00449: noisy linear imputation (`imputation.impute`) of the most (MoRF) and of the
-    least (LeRF) important 10, 20 … 90 % of the pixels. The score is (mean LeRF − mean MoRF) / 2 of the class's
-    probability, as in pytorch-grad-cam's `ROADCombined`; high is good, and an order that knows nothing has 0. So has a
-    map that says nothing.
-
-    Args: as `deletion`; noise: standard deviation of the noise on filled pixels, in units of the network input;
-        generator: a CPU generator for it.
-    """
-    _check(images, maps, classes)
-    order = _order(maps)
-    curves = []
-    for ranks in (order, order.shape[1] - 1 - order):
-        removed = torch.stack([ranks < fraction * order.shape[1] for fraction in ROAD_FRACTIONS], 1)  # (B, S, P)
-        known = ~removed.unflatten(-1, images.shape[-2:])
-        probabilities = []
-        for part in known.split(max(1, forward_batch // len(images)), 1):
-            count = part.shape[1]
-            filled = impute(images.repeat_interleave(count, 0), part.flatten(0, 1))
-            shake = torch.randn(filled.shape, generator=generator).to(filled) * noise
-            filled = torch.where(part.flatten(0, 1)[:, None], filled, filled + shake)
-            chance = _probability(model, filled, classes.repeat_interleave(count), forward_batch)
-            probabilities.append(chance.unflatten(0, (-1, count)))
-        curve = torch.cat(probabilities, 1)
-        curves.append(Curves(curve.new_tensor(ROAD_FRACTIONS), curve, curve.mean(1)))
-    most, least = curves
-    score = torch.where(uninformative(maps), 0.0, (least.score - most.score) / 2)
-    return Road(most, least, score)
-
-
 def blurred(images: Tensor) -> Tensor:
     """The start of insertion: (B, C, H, W) through RISE's blur, a kernel of 11 × 11 with sigma 5, zeros around.
 
@@ -142,10 +91,10 @@ def _exchange(
     model: nn.Module, start: Tensor, finish: Tensor, maps: Tensor, classes: Tensor, steps: int, forward_batch: int
 ) -> Curves:
     """The class's probability on the way from `start` to `finish`, pixels exchanged in the maps' order."""
-    _check(start, maps, classes)
+    check_shapes(start, maps, classes)
     if steps < 1:
         raise UserError(f"steps is {steps}; it must be 1 or more.")
-    ranks = _order(maps)
+    ranks = importance_ranks(maps)
     pixels = ranks.shape[1]
     step = -(-pixels // steps)
     counts = torch.tensor([*range(0, pixels, step), pixels], device=ranks.device)
@@ -153,7 +102,7 @@ def _exchange(
     for part in counts.split(max(1, forward_batch // len(start))):
         exchanged = (ranks[:, None] < part[:, None]).unflatten(-1, start.shape[-2:])  # (B, n, H, W)
         between = torch.where(exchanged[:, :, None], finish[:, None], start[:, None]).flatten(0, 1)
-        chance = _probability(model, between, classes.repeat_interleave(len(part)), forward_batch)
+        chance = class_probability(model, between, classes.repeat_interleave(len(part)), forward_batch)
         probabilities.append(chance.unflatten(0, (-1, len(part))))
     curve = torch.cat(probabilities, 1)  # (B, S)
     curve = torch.where(uninformative(maps)[:, None], curve[:, :1], curve)
@@ -161,18 +110,18 @@ def _exchange(
     return Curves(fractions, curve, torch.trapezoid(curve, fractions, dim=1))
 
 
-def _order(maps: Tensor) -> Tensor:
+def importance_ranks(maps: Tensor) -> Tensor:
     """(B, P): each pixel's rank, 0 for the most important."""
     return maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 @torch.no_grad()
-def _probability(model: nn.Module, images: Tensor, classes: Tensor, forward_batch: int) -> Tensor:
+def class_probability(model: nn.Module, images: Tensor, classes: Tensor, forward_batch: int) -> Tensor:
     parts = zip(images.split(forward_batch), classes.split(forward_batch), strict=True)
     return torch.cat([model(part).float().softmax(1).gather(1, k[:, None])[:, 0] for part, k in parts])
 
 
-def _check(images: Tensor, maps: Tensor, classes: Tensor) -> None:
+def check_shapes(images: Tensor, maps: Tensor, classes: Tensor) -> None:
     batch, _, height, width = images.shape
     if maps.shape != (batch, height, width) or classes.shape != (batch,):
         raise UserError(

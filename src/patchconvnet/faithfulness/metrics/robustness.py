@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from patchconvnet.faithfulness.methods import AttributionOptions, Method, uninformative
+from patchconvnet.faithfulness.methods import AttributionOptions, Method, generator_of, uninformative
 from patchconvnet.faithfulness.metrics.localisation import scale
 
 MOST_LEVELS = 8  # of the cascade
@@ -128,10 +128,11 @@ def stability(
         maps = _maps(method, model, moved, classes, options)
         back = maps[:, 1 + down : height - 1 + down, 1 + right : width - 1 + right]
         shifted.append(rank_correlation(original[:, 1:-1, 1:-1], back))
-    generator = torch.Generator().manual_seed(seed)
+    generators = [generator_of(image, seed) for image in images]
     noisy = []
     for _ in range(NOISE_DRAWS):
-        noise = torch.randn(images.shape, generator=generator).to(images) * NOISE
+        draws = [torch.randn(image.shape, generator=own) for image, own in zip(images, generators, strict=True)]
+        noise = torch.stack(draws).to(images) * NOISE
         noisy.append(rank_correlation(original, _maps(method, model, images + noise, classes, options)))
     return Stability(*(torch.stack(parts).nan_to_num().mean(0) for parts in (shifted, noisy)))
 
