@@ -326,7 +326,7 @@ def _explain(parser: ArgumentParser, values: Namespace) -> int:
     from rich.progress import Progress
 
     from patchconvnet.data.folders import find_images
-    from patchconvnet.data.preprocessing import read_image
+    from patchconvnet.data.images import read_image
     from patchconvnet.explanation import explain
     from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
 

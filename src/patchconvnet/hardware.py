@@ -7,6 +7,26 @@ import sys
 
 import torch
 
+from patchconvnet.errors import UserError
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is CUDA's where there is one, else Apple's, else the CPU.
+
+    Raises:
+        UserError: there is no such device here, or it computes nothing ("meta").
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for what is not there
+        raise UserError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; give cpu, cuda, mps or auto."
+        ) from error
+    return device
+
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it (twice the matrix rate of float32 on a CPU), else float32."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from patchconvnet.data.datasets import load
-from patchconvnet.data.preprocessing import read_image
+from patchconvnet.data.images import read_image
 from patchconvnet.data.splits import DataSplits, ImageFiles
 from patchconvnet.errors import UserError
 

@@ -21,7 +21,8 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, mixup_target
 from torch import Generator, Tensor
 
-from patchconvnet.data.preprocessing import Preprocessing, pixels
+from patchconvnet.data.images import pixels
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 
 Flip = Literal["none", "random", "alternating"]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from patchconvnet.data.preprocessing import as_rgb
+from patchconvnet.data.images import as_rgb
 from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
@@ -165,7 +165,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """ImageLike files, for people who name files, folders and patterns.
+    """Image files, for people who name files, folders and patterns.
 
     Args:
         sources: files, taken as they are; folders, with all images below them; patterns such as `pets/*.jpg`.

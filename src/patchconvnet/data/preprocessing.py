@@ -1,30 +1,28 @@
-"""ImageLike → network input: the one definition that training, evaluation, explanation, export and serving share.
+"""Image → network input: the one definition that training, evaluation, explanation, export and serving share.
 
 Pixels are divided by 255 in float32 *before* they are resized, pixel centres lie at half-integers (both as in the Keras
-example, keras.io "Augmenting convnets with aggregated attention"), and one torch resize serves every way in, so a
+example, keras.io "Augmenting convnets with aggregated attention"), and one torch resize serves every way in, so an
 image gives the same tensor whether it comes as a file, a PIL image, an array or a row of a batch.
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, BinaryIO, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from patchconvnet.data.images import ImageLike, pixels
 from patchconvnet.errors import UserError
 
 Resize = Literal["stretch", "crop", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-ImageLike = Image.Image | np.ndarray | Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_RESIZED = 64_000_000  # pixels of an image that is to be cut: 770 MB as float32 RGB
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,11 @@ class Preprocessing:
         """One image → (C, h, w) float32.
 
         Args:
-            image: a PIL image of any mode, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W).
+            image: a PIL image of any mode, or an array or tensor of one image as `patchconvnet.data.images.pixels`
+                reads it.
 
         Raises:
-            UserError: an array or tensor that is not uint8, or whose shape is not that of an image.
+            UserError: it is not an image, or too long and thin to be resized.
         """
         return self.batch(pixels(image, self.channels)[None])[0]
 
@@ -117,6 +116,12 @@ class Preprocessing:
                 f"shape (batch, {self.channels}, height, width)."
             )
         geometry = self.geometry(*images.shape[-2:])
+        if math.prod(geometry.resized) > MOST_RESIZED:
+            height, width = geometry.image
+            raise UserError(
+                f"an image of {width} × {height} pixels is too long and thin for resize 'crop', which would make it "
+                f"{geometry.resized[1]} × {geometry.resized[0]}; crop it first, or use resize 'stretch' or 'letterbox'."
+            )
         # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
         values = images.contiguous().to(torch.float32).div_(255)
         if geometry.resized != geometry.image:
@@ -232,83 +237,6 @@ class Geometry:
         top, left = self.offset
         bottom, right = top + self.size[0], left + self.size[1]
         return (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
-
-
-def read_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Read an image file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.
-
-    Args:
-        source: a path or an open binary file.
-
-    Raises:
-        UserError: there is no such file, or it is not a readable image; the message names it.
-    """
-    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the given data")
-    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
-        raise UserError(f"there is no image file {os.fspath(source)}.")
-    try:
-        with Image.open(source) as image:
-            return as_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's readers answer broken files with errors of many types, SyntaxError among them
-        raise UserError(f"{name} is not a readable image: {error}") from error
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white.
-
-    Raises:
-        UserError: for pixels that are fractions or go beyond 16 bit, which have no white to scale by.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
-        raise UserError(f"its pixels are numbers of 32 bit (mode {image.mode}); scale them to 8 or 16 bit first")
-    if image.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def pixels(image: ImageLike, channels: int = 3) -> Tensor:
-    """An image → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
-
-    Args:
-        image: as in `Preprocessing.__call__`.
-        channels: number of channels wanted.
-
-    Raises:
-        UserError: an array or tensor that is not uint8, or whose shape is not that of an image.
-    """
-    if not isinstance(image, Image.Image):
-        values = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
-        layout = "(height, width) or (height, width, channels)"
-        if isinstance(image, np.ndarray):
-            values = values[..., None] if values.ndim == 2 else values
-            values = values.movedim(-1, 0) if values.ndim == 3 else values
-        else:
-            layout = "(channels, height, width)"
-        if values.dtype != torch.uint8 or values.ndim != 3 or 0 in values.shape:
-            raise UserError(
-                f"given an image of type {image.dtype} and shape {tuple(image.shape)}; "
-                f"needed are uint8 values, 0..255, of shape {layout}."
-            )
-        if values.shape[0] == channels:
-            return values
-        if values.shape[0] not in (1, 3, 4):
-            raise UserError(f"given an image of {values.shape[0]} channels; {channels}, 1, 3 or 4 can be used.")
-        image = Image.fromarray(values.movedim(0, -1).squeeze(-1).cpu().numpy())
-    image = as_rgb(image)
-    if channels not in (1, 3):
-        raise UserError(f"an image file has 1 or 3 channels, the network {channels}; give a uint8 tensor instead.")
-    if channels == 1:
-        image = image.convert("L")
-    array = np.array(image)  # (H, W) or (H, W, 3), our own copy
-    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

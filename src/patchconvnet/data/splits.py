@@ -12,7 +12,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from patchconvnet.data.preprocessing import Preprocessing, as_rgb, read_image
+from patchconvnet.data.images import as_rgb, read_image
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
@@ -40,7 +41,7 @@ class Images:
         return self.image(index), int(self.labels[index])
 
     def image(self, index: int) -> Image.Image:
-        """ImageLike `index` as RGB."""
+        """Image `index` as RGB."""
         return as_rgb(Image.fromarray(self.images[index].movedim(0, -1).squeeze(-1).cpu().numpy()))
 
     def subset(self, indices: Indices) -> Self:
@@ -70,7 +71,7 @@ class ImageFiles:
         return self.image(index), int(self.labels[index])
 
     def image(self, index: int) -> Image.Image:
-        """ImageLike `index` as RGB, read from its file.
+        """Image `index` as RGB, read from its file.
 
         Raises:
             UserError: the file is gone or has become unreadable.
@@ -115,7 +116,7 @@ class ImageFiles:
 
 
 class ImageTensors(Dataset[tuple[Tensor, int, int]]):
-    """ImageLike files as (tensor, label, index); made by `ImageFiles.tensors`."""
+    """Image files as (tensor, label, index); made by `ImageFiles.tensors`."""
 
     def __init__(self, files: ImageFiles, transform: Callable[[Image.Image], Tensor]) -> None:
         self.files = files

@@ -1,7 +1,7 @@
 """What a network says about an image, where it looked, and what spoke for it: records and figures."""
 
-from patchconvnet.explanation.explainer import explain, explain_batch
+from patchconvnet.explanation.explainer import explain
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import Maps, Prediction
 
-__all__ = ["Explanation", "Maps", "Prediction", "explain", "explain_batch"]
+__all__ = ["Explanation", "Maps", "Prediction", "explain"]

@@ -1,43 +1,76 @@
-"""`explain(model, image)` → `Explanation`: what a network says of an image, where it looked, and what spoke for it."""
+"""`explain(model, images)` → `Explanation`: what a network says of an image, where it looked, and what spoke for it."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from patchconvnet.data.preprocessing import ImageLike, Preprocessing, as_rgb, pixels, read_image
+from patchconvnet.data.images import ImageLike, Source, read_image, to_image
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import Look, look
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
+from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
 
-Source = ImageLike | str | os.PathLike[str]
+Model = nn.Module | str | os.PathLike[str]
 
 
+class ExplainOptions(TypedDict, total=False):
+    """The options of `explain`, which its docstring describes."""
+
+    batch_size: int
+    preprocessing: Preprocessing | None
+    size: int | tuple[int, int] | None
+    target: int | str | None
+    classes: Sequence[int | str]
+    top: int
+    refine: int
+    name: str | Iterable[str] | None
+
+
+@overload
+def explain(  # type: ignore[overload-overlap]  # a str is a sequence of str too, and comes first
+    model: Model, images: str | os.PathLike[str] | Image.Image | BinaryIO, **options: Unpack[ExplainOptions]
+) -> Explanation: ...
+@overload
+def explain(model: Model, images: Iterator[Source], **options: Unpack[ExplainOptions]) -> Iterator[Explanation]: ...
+@overload
+def explain(model: Model, images: Sequence[Source], **options: Unpack[ExplainOptions]) -> list[Explanation]: ...
+@overload
+def explain(model: Model, images: Any, **options: Unpack[ExplainOptions]) -> Any: ...
 def explain(
-    model: nn.Module,
-    image: Source,
+    model: Model,
+    images: Any,
     *,
+    batch_size: int = 32,
     preprocessing: Preprocessing | None = None,
     size: int | tuple[int, int] | None = None,
     target: int | str | None = None,
     classes: Sequence[int | str] = (),
     top: int = 5,
     refine: int = 0,
-    name: str | None = None,
-) -> Explanation:
-    """What a network says about an image, where it looked, and what spoke for it.
+    name: str | Iterable[str] | None = None,
+) -> Explanation | list[Explanation] | Iterator[Explanation]:
+    """What a network says about images, where it looked, and what spoke for it.
 
     Args:
-        model: a network with a pooling head of this package, on any device; its mode is left as it was.
-        image: a path, a PIL image, a uint8 array (H, W[, C]) or a uint8 tensor (C, H, W).
+        model: a network with a pooling head of this package, on any device, whose mode is left as it was; or the name
+            or folder of one, as for `load`.
+        images: one image: a path, an open binary file, a PIL image, or an array or tensor (H, W), (H, W, C) or
+            (C, H, W) of uint8, or of floats in 0..1, which are rounded to 8 bit. Or many: a list of these, a batch
+            (B, H, W, C) or (B, C, H, W), or an iterator. They may differ in size.
+        batch_size: images in one forward pass.
         preprocessing: from image to network input; by default the model's own.
         size: another network input, (height, width) or one number for a square; a larger one gives a finer grid.
         target: the class to ask about, by name or index; by default the predicted one.
@@ -45,94 +78,157 @@ def explain(
         top: how many classes figures and reports list.
         refine: n ≥ 1 gives maps of n × n values a patch, averaged over n × n shifts by parts of a patch and both flips,
             for 2·n² forward passes more; logits stay those of the plain pass.
-        name: what to call the image; by default its file's name without the ending.
+        name: what to call the image, or one name for each of many; by default its file's name without the ending.
+
+    Returns:
+        An `Explanation` for one image, a list of them for many, and a generator for an iterator, which reads no more
+        than `batch_size` images ahead.
 
     Raises:
-        UserError: an unreadable image, an unknown class, a model without maps, or an option out of its range.
+        UserError: an unreadable image (`images[3]: …` says which of many), an unknown class, a model without maps, or
+            an option out of its range.
 
     Example:
-        >>> explanation = explain(PatchConvNet.from_pretrained("runs/pets/best"), "cat.jpg")
-        >>> explanation.predicted.name, explanation.map_for().shape
-        ('cat', (12, 12))
+        >>> from PIL import Image
+        >>> from patchconvnet import explain, load
+        >>> model = load("cifar10")
+        >>> explanation = explain(model, Image.new("RGB", (320, 200), "skyblue"))
+        >>> explanation.map_for().shape
+        (8, 8)
+        >>> [one.predicted.name == explanation.predicted.name for one in explain(model, [explanation.image] * 2)]
+        [True, True]
     """
-    return explain_batch(
-        model,
-        [image],
-        preprocessing=preprocessing,
-        size=size,
-        target=target,
-        classes=classes,
-        top=top,
-        refine=refine,
-        names=None if name is None else [name],
-    )[0]
-
-
-@torch.no_grad()
-def explain_batch(
-    model: nn.Module,
-    images: Sequence[Source],
-    *,
-    preprocessing: Preprocessing | None = None,
-    size: int | tuple[int, int] | None = None,
-    target: int | str | None = None,
-    classes: Sequence[int | str] = (),
-    top: int = 5,
-    refine: int = 0,
-    names: Sequence[str] | None = None,
-) -> list[Explanation]:
-    """`explain` for several images of any shapes, in one forward pass.
-
-    Args: as `explain`; names: one an image.
-
-    Raises:
-        UserError: as `explain`.
-    """
-    if not images:
-        return []
+    one, sources = _sources(images)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
     if top < 1:
         raise UserError(f"top is {top}; it must be 1 or more.")
-    if names is not None and len(names) != len(images):
-        raise UserError(f"given {len(names)} names for {len(images)} images; give one for each image.")
+    model = as_model(model)
     preprocessing = preprocessing or preprocessing_of(model)
     if size is not None:
         preprocessing = preprocessing.with_size(size)
     class_names = class_names_of(model)
-    wanted = tuple(class_index(class_names, c) for c in (*classes, *(() if target is None else (target,))))
+    question = _Question(
+        preprocessing=preprocessing,
+        class_names=class_names,
+        target=None if target is None else class_index(class_names, target),
+        classes=tuple(class_index(class_names, c) for c in classes),
+        top=top,
+        refine=refine,
+    )
+    if one:
+        return _answer(model, [_read(sources[0], preprocessing, None, name)], question)[0]
+    if isinstance(name, str):
+        raise UserError(f"given one name, {name!r}, for many images; give a list of names, one for each image.")
+    names = None if name is None else list(name) if isinstance(sources, Sequence) else name
+    if isinstance(names, list) and len(names) != len(sources):
+        raise UserError(f"given {len(names)} names for {len(sources)} images; give one for each image.")
+    explained = _explain_many(model, sources, names, question, batch_size)
+    return list(explained) if isinstance(sources, Sequence) else explained
 
-    read = [read_image(image) if isinstance(image, str | os.PathLike) else image for image in images]
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of every image."""
+
+    preprocessing: Preprocessing
+    class_names: list[str]
+    target: int | None
+    classes: tuple[int, ...]
+    top: int
+    refine: int
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One image: what it is called, as it was, and as the network reads it."""
+
+    name: str
+    image: Image.Image
+    tensor: Tensor
+
+
+def _sources(images: Any) -> tuple[bool, Any]:
+    """Whether it is one image, and a list or an iterator of images."""
+    if isinstance(images, np.ndarray | Tensor):
+        return (True, [images]) if images.ndim < 4 else (False, list(images) if images.ndim == 4 else [images])
+    if isinstance(images, str | os.PathLike | Image.Image) or hasattr(images, "read"):
+        return True, [images]
+    if isinstance(images, bytes | bytearray | Mapping) or not hasattr(images, "__iter__"):
+        return True, [images]  # refused where it is read
+    return False, images if hasattr(images, "__next__") else list(images)
+
+
+def _read(source: Any, preprocessing: Preprocessing, index: int | None, name: Any) -> _Opened:
+    """Open an image; `index` is its place among many."""
+    try:
+        image: ImageLike
+        if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+            image = read_image(source)
+        elif isinstance(source, Image.Image):
+            image = to_image(source)
+        elif isinstance(source, np.ndarray | Tensor):
+            image = source
+        else:
+            hint = "; wrap them in io.BytesIO" if isinstance(source, bytes | bytearray) else ""
+            raise UserError(
+                f"cannot read an image from a value of type {type(source).__name__}{hint}; give a path, an open binary "
+                "file, a PIL image, an array or a tensor."
+            )
+        tensor = preprocessing(image)
+        original = image if isinstance(image, Image.Image) else to_image(image)
+    except UserError as error:
+        raise error if index is None else UserError(f"images[{index}]: {error}") from error
+    return _Opened(_name(source, index or 0) if name is None else str(name), original, tensor)
+
+
+def _explain_many(
+    model: nn.Module, sources: Iterable[Any], names: Iterable[str] | None, question: _Question, batch_size: int
+) -> Iterator[Explanation]:
+    numbered, named = enumerate(sources), None if names is None else iter(names)
+    while chunk := list(islice(numbered, batch_size)):
+        opened = []
+        for index, source in chunk:
+            name = None if named is None else next(named, None)
+            if named is not None and name is None:
+                raise UserError(f"given {index} names and more images; give one for each image.")
+            opened.append(_read(source, question.preprocessing, index, name))
+        yield from _answer(model, opened, question)
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> list[Explanation]:
+    """Explanations of images that share their forward passes."""
+    preprocessing, class_names = question.preprocessing, question.class_names
     like = next(model.parameters())
-    inputs = torch.stack([preprocessing(original) for original in read]).to(like.device, like.dtype)
+    inputs = torch.stack([image.tensor for image in images]).to(like.device, like.dtype)
+    wanted = (*question.classes, *(() if question.target is None else (question.target,)))
     with evaluation_mode(model):
-        plain = look(model, inputs, wanted, top)
+        plain = look(model, inputs, wanted, question.top)
         grid = patch_grid(model, preprocessing.size, (plain.attention.shape[2], plain.attention.shape[3]))
         attention, evidence = _numpy(plain.attention), _numpy(plain.evidence)
-        if refine:
-            grid, attention, evidence = _refined(model, inputs, plain, grid, refine)
+        if question.refine:
+            grid, attention, evidence = _refined(model, inputs, plain, grid, question.refine)
     logits, bias, chosen = _numpy(plain.logits), _numpy(plain.bias), plain.classes.tolist()
-
-    explanations = []
-    for i, (image, source) in enumerate(zip(images, read, strict=True)):
-        original = _as_image(source)
-        explanations.append(
-            Explanation(
-                name=names[i] if names is not None else _name(image, i),
-                image=original,
-                class_names=class_names,
-                logits=logits[i],
-                bias=bias,
-                attention=attention[i],
-                evidence=evidence[i],
-                evidence_classes=tuple(chosen[i]),
-                exact=plain.exact and not refine,
-                grid=grid,
-                geometry=preprocessing.geometry(original.height, original.width),
-                target=None if target is None else class_index(class_names, target),
-                top=min(top, len(class_names)),
-                refine=refine,
-            )
+    return [
+        Explanation(
+            name=opened.name,
+            image=opened.image,
+            class_names=class_names,
+            logits=logits[i],
+            bias=bias,
+            attention=attention[i],
+            evidence=evidence[i],
+            evidence_classes=tuple(chosen[i]),
+            exact=plain.exact and not question.refine,
+            grid=grid,
+            geometry=preprocessing.geometry(opened.image.height, opened.image.width),
+            target=question.target,
+            top=min(question.top, len(class_names)),
+            refine=question.refine,
         )
-    return explanations
+        for i, opened in enumerate(images)
+    ]
 
 
 def _refined(
@@ -198,14 +294,9 @@ def class_names_of(model: nn.Module) -> list[str]:
     return list(stored) if stored else [f"class {k}" for k in range(count)]
 
 
-def _as_image(source: ImageLike) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return as_rgb(source)
-    return Image.fromarray(pixels(source, 3).movedim(0, -1).cpu().numpy())
-
-
-def _name(image: Source, index: int) -> str:
-    return Path(image).stem if isinstance(image, str | os.PathLike) else f"image_{index}"
+def _name(source: Any, index: int) -> str:
+    file = source if isinstance(source, str | os.PathLike) else getattr(source, "name", getattr(source, "filename", ""))
+    return (isinstance(file, str | os.PathLike) and Path(file).stem) or f"image_{index}"
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -22,7 +22,13 @@ Kind = Literal["attention", "evidence"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class and how likely the network holds it."""
+    """One class and how likely the network holds it.
+
+    Attributes:
+        index: of the class.
+        name: of the class.
+        probability: 0..1, its softmax.
+    """
 
     index: int
     name: str
@@ -33,7 +39,7 @@ class Prediction:
 class Maps:
     """A prediction with its maps; `Explanation` adds its figure and files.
 
-    Args:
+    Attributes:
         name: what the image is called in titles and file names.
         image: RGB, as it was before preprocessing.
         class_names: K names.
@@ -77,6 +83,13 @@ class Maps:
                     f"the network's {what} for {self.name} hold values that are not finite numbers, so there is "
                     "nothing to show; its training has diverged, or its weights are damaged."
                 )
+
+    def __repr__(self) -> str:
+        said, (height, width) = self.subject, self.grid.shape
+        return (
+            f"<{type(self).__name__} of {self.name!r}: {said.name} {said.probability:.1%}, {height}×{width} patches, "
+            f"image {self.image.width}×{self.image.height}>"
+        )
 
     # What the network says
 

@@ -218,7 +218,7 @@ class Summary:
     def gap(self, first: str, second: str, column: Measure) -> tuple[float, float] | None:
         """By how much `first` is better than `second`, and the standard error of that; None where one has no figure.
 
-        ImageLike by image where there are values of images, which is much sharper than comparing two means.
+        Image by image where there are values of images, which is much sharper than comparing two means.
         """
         a, b = (self.figures.get((name, column.name)) for name in (first, second))
         if a is None or b is None:

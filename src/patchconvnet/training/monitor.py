@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from patchconvnet.data.batches import batches
-from patchconvnet.data.preprocessing import Preprocessing, pixels
+from patchconvnet.data.images import pixels
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
 from patchconvnet.explanation import evolution
 from patchconvnet.explanation.figures import to_image

@@ -1,0 +1,131 @@
+"""Reading images: files, PIL images and arrays of any usual kind → upright RGB, or uint8 pixels (C, H, W)."""
+
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from patchconvnet.errors import UserError
+
+ImageLike = Image.Image | np.ndarray | Tensor
+Source = ImageLike | str | os.PathLike[str] | BinaryIO
+
+USUAL_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
+
+def read_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """Read an image file of any kind PIL knows as RGB, upright (EXIF), over white where it is transparent.
+
+    Args:
+        source: a path or an open binary file.
+
+    Raises:
+        UserError: there is no such file, or it is not a readable image; the message names it.
+    """
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the given file")
+    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+        raise UserError(f"there is no image file {os.fspath(source)}.")
+    try:
+        with Image.open(source) as image:
+            return as_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's readers answer broken files with errors of many types, SyntaxError among them
+        raise UserError(f"{name} is not a readable image: {error}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as upright RGB: 16-bit grey scaled to 8 bit, transparent parts laid over white.
+
+    Raises:
+        UserError: for pixels that are fractions or go beyond 16 bit, which have no white to scale by.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
+        raise UserError(f"its pixels are numbers of 32 bit (mode {image.mode}); scale them to 8 or 16 bit first")
+    if image.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def pixels(image: ImageLike, channels: int = 3) -> Tensor:
+    """An image → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
+
+    Args:
+        image: a PIL image of any mode, or an array or tensor of one image: (H, W), (H, W, C) or (C, H, W) of uint8, or
+            of floats in 0..1, which are rounded to 8 bit; C is 1, 3, 4 (RGBA) or `channels`.
+        channels: number of channels wanted.
+
+    Raises:
+        UserError: the values or the shape are not those of an image, or the shape can be read in two ways.
+    """
+    if not isinstance(image, Image.Image):
+        values = _as_uint8(image)
+        if values.ndim == 2:
+            values = values[None]
+        elif values.ndim != 3:
+            raise _not_an_image(image, "an image has two axes, or three with its channels")
+        else:
+            values = values.movedim(_channel_axis(image, values.shape, channels), 0)
+        if values.shape[0] == channels:
+            return values
+        image = Image.fromarray(values.movedim(0, -1).squeeze(-1).contiguous().cpu().numpy())
+    image = as_rgb(image)
+    if channels not in (1, 3):
+        raise UserError(f"an image file has 1 or 3 channels, the network {channels}; give an array with {channels}.")
+    if channels == 1:
+        image = image.convert("L")
+    array = np.array(image)  # (H, W) or (H, W, 3), a copy
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
+
+
+def to_image(image: ImageLike) -> Image.Image:
+    """An image as RGB, upright; arrays as `pixels` reads them."""
+    if isinstance(image, Image.Image):
+        return as_rgb(image)
+    return Image.fromarray(pixels(image, 3).movedim(0, -1).contiguous().cpu().numpy())
+
+
+def _as_uint8(image: np.ndarray | Tensor) -> Tensor:
+    try:
+        values = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image.detach()
+    except TypeError as error:  # an array of strings, objects, float128 …
+        raise _not_an_image(image, "its values must be uint8, or floats in 0..1") from error
+    if 0 in values.shape:
+        raise _not_an_image(image, "it has no pixels")
+    if values.dtype == torch.uint8:
+        return values
+    if not values.is_floating_point():
+        raise _not_an_image(image, "its values must be uint8, 0..255, or floats in 0..1")
+    low, high = values.amin().item(), values.amax().item()
+    if not (low >= 0 and high <= 1):  # also for NaN
+        hint = "divide by 255, or give uint8" if low >= 0 and high <= 255 else "give it as it is before normalisation"
+        raise _not_an_image(image, f"floats must lie in 0..1, and these go from {low:.4g} to {high:.4g}; {hint}")
+    return values.mul(255).round().to(torch.uint8)
+
+
+def _channel_axis(image: np.ndarray | Tensor, shape: tuple[int, ...], channels: int) -> int:
+    known = sorted({*USUAL_CHANNELS, channels})
+    first, last = shape[0] in known, shape[-1] in known
+    if first and last:
+        raise _not_an_image(
+            image, "it can be (channels, height, width) or (height, width, channels); give it as a PIL image"
+        )
+    if not (first or last):
+        *few, most = map(str, known)
+        raise _not_an_image(
+            image, f"its first or last axis must be {', '.join(few)} or {most} channels; several images go in a list"
+        )
+    return 0 if first else -1
+
+
+def _not_an_image(image: Any, why: str) -> UserError:
+    return UserError(f"given an image of type {image.dtype} and shape {tuple(image.shape)}: {why}.")
