@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from patchconvnet.data.batches import batches
-from patchconvnet.data.preprocessing import Preprocessing, as_rgb, pixels, read_image
+from patchconvnet.data.images import pixels, read_image
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.errors import UserError
 
@@ -201,22 +202,6 @@ def test_bad_values_are_refused_in_words(values: dict[str, object], message: str
         Preprocessing(**{"size": (48, 48), **values})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((1, 8, 8, 3), np.uint8),
-        np.zeros((0, 8, 3), np.uint8),
-        torch.zeros(8, 8, dtype=torch.uint8),
-        np.zeros((8, 8, 2), np.uint8),
-    ],
-    ids=["float", "four axes", "empty", "two axes", "two channels"],
-)
-def test_what_is_not_a_image_is_refused_in_words(image: np.ndarray | Tensor) -> None:
-    with pytest.raises(UserError, match="given an image of"):
-        KERAS_EXAMPLE(image)
-
-
 def test_a_float_batch_is_refused_in_words() -> None:
     with pytest.raises(UserError, match=r"given images of type torch\.float32"):
         KERAS_EXAMPLE.batch(torch.zeros(1, 3, 8, 8))
@@ -230,99 +215,3 @@ def test_grey_networks_take_colour_images_and_colour_networks_grey_ones() -> Non
     assert torch.equal(one_channel(grey), one_channel(colour))
     assert torch.equal(Preprocessing((16, 16))(grey), one_channel(grey).expand(3, -1, -1))
     assert pixels(grey[..., None], 3).shape == (3, 16, 16)
-
-
-def test_every_kind_of_image_file_is_read_right(tmp_path: Path) -> None:
-    colour = random_image(20, 30)
-    rgb, grey = Image.fromarray(colour), Image.fromarray(colour).convert("L")
-
-    def read(image: Image.Image, name: str, **options: object) -> np.ndarray:
-        image.save(tmp_path / name, **options)
-        read = read_image(tmp_path / name)
-        assert read.mode == "RGB"
-        return np.asarray(read)
-
-    assert np.array_equal(read(rgb, "rgb.png"), colour)
-    assert np.array_equal(read(grey, "grey.png"), np.asarray(grey.convert("RGB")))
-    palette = rgb.quantize(16)
-    assert np.array_equal(read(palette, "palette.png"), np.asarray(palette.convert("RGB")))
-    bits = grey.convert("1")
-    assert np.array_equal(read(bits, "bits.png"), np.asarray(bits.convert("RGB")))
-
-    deep = np.asarray(grey).astype(np.uint16) * 257  # 0..65535: 8-bit values exactly
-    for name in ("deep.png", "deep.tiff"):
-        assert np.array_equal(read(Image.fromarray(deep), name), np.asarray(grey.convert("RGB"))), name
-    (tmp_path / "deep.pgm").write_bytes(b"P5 30 20 65535\n" + deep.astype(">u2").tobytes())
-    assert np.array_equal(np.asarray(read_image(tmp_path / "deep.pgm")), np.asarray(grey.convert("RGB")))
-
-    alpha = np.full((20, 30), 255, np.uint8)
-    alpha[:10] = 0
-    alpha[10:12] = 51  # a fifth
-    shown = read(Image.fromarray(np.dstack((colour, alpha))), "alpha.png").astype(int)
-    assert (shown[:10] == 255).all()
-    assert np.abs(shown[10:12] - (0.2 * colour[10:12] + 0.8 * 255)).max() <= 1
-    assert np.array_equal(shown[12:], colour[12:])
-    shown = read(Image.merge("LA", (grey, Image.fromarray(alpha))), "grey_alpha.png")
-    assert (shown[:10] == 255).all()
-    assert np.array_equal(shown[12:, :, 0], np.asarray(grey)[12:])
-    see_through = palette.copy()
-    shown = read(see_through, "palette_alpha.png", transparency=0)
-    where = np.asarray(palette) == 0
-    assert (shown[where] == 255).all()
-    assert np.array_equal(shown[~where], np.asarray(palette.convert("RGB"))[~where])
-
-    cmyk = rgb.convert("CMYK")
-    assert np.abs(read(cmyk, "cmyk.tiff").astype(int) - np.asarray(cmyk.convert("RGB"))).max() <= 1
-    smooth = Image.fromarray(random_image(6, 6)).resize((64, 64), 3)
-    assert np.abs(read(smooth.convert("CMYK"), "cmyk.jpg", quality=95).astype(int) - np.asarray(smooth)).mean() < 3
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(orientation: int, tmp_path: Path) -> None:
-    upright = Image.fromarray(random_image(20, 30))
-    # What the camera stores for each orientation tag: the inverse of the turn that shows it upright.
-    stored = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    image = upright if stored is None else upright.transpose(stored)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "photo.png", exif=exif)
-    assert np.array_equal(np.asarray(read_image(tmp_path / "photo.png")), np.asarray(upright))
-    with Image.open(tmp_path / "photo.png") as opened:  # an image handed over as PIL read it
-        assert torch.equal(KERAS_EXAMPLE(opened), KERAS_EXAMPLE(upright))
-
-
-def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.png"
-    Image.fromarray(random_image(64, 64)).save(whole)
-    cut, text, empty = tmp_path / "cut.png", tmp_path / "text.jpg", tmp_path / "empty.jpg"
-    cut.write_bytes(whole.read_bytes()[:3000])
-    text.write_text("not an image")
-    empty.touch()
-    for path in (cut, text, empty):
-        with pytest.raises(UserError, match=f"{path.name} is not a readable image"):
-            read_image(path)
-    with pytest.raises(UserError, match=r"no image file .*gone\.png"):
-        read_image(tmp_path / "gone.png")
-    with whole.open("rb") as file:
-        assert read_image(file).size == (64, 64)
-
-
-@pytest.mark.parametrize("values", [np.full((8, 8), 0.5, np.float32), np.full((8, 8), 70_000, np.int32)])
-def test_pixels_of_32_bit_are_refused_and_not_cut(values: np.ndarray, tmp_path: Path) -> None:
-    Image.fromarray(values).save(tmp_path / "a.tiff")
-    with pytest.raises(UserError, match=r"a\.tiff is not a readable image: its pixels are numbers of 32 bit"):
-        read_image(tmp_path / "a.tiff")
-
-
-def test_as_rgb_leaves_rgb_alone() -> None:
-    colour = random_image(9, 7)
-    assert np.array_equal(np.asarray(as_rgb(Image.fromarray(colour))), colour)

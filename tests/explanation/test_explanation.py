@@ -1,5 +1,6 @@
 """`explain` and its record: every way in, what is kept, what is refused."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from torch import nn
 
 import patchconvnet.explanation.explainer
 from patchconvnet import UserError
-from patchconvnet.explanation import Explanation, explain, explain_batch
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.explanation import Explanation, explain
 
 NAMES = ["cat", "dog", "ship", "lorry"]
 
@@ -50,13 +52,97 @@ def test_every_way_in_gives_the_same(model, image, tmp_path):
     path = tmp_path / "tabby.png"
     image.save(path)
     array = np.asarray(image)
-    explanations = [
-        explain(model, source)
-        for source in (path, str(path), image, array, torch.from_numpy(array.copy()).movedim(-1, 0))
+    tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
+    floats = (array / 255, array.astype(np.float32) / 255, tensor / 255, (tensor / 255).movedim(0, -1))
+    ways = (path, str(path), image, array, array.transpose(2, 0, 1), tensor, tensor.movedim(0, -1), *floats)
+    explanations = [explain(model, source) for source in ways]
+    with path.open("rb") as file:
+        explanations += [explain(model, file), explain(model, io.BytesIO(path.read_bytes()))]
+    with Image.open(path) as opened:
+        explanations.append(explain(model, opened))
+    assert all(isinstance(other, Explanation) and same(explanations[0], other) for other in explanations)
+    assert [explanations[i].name for i in (0, 1, 2, -3, -2, -1)] == [
+        "tabby",
+        "tabby",
+        "image_0",
+        "tabby",
+        "image_0",
+        "tabby",
     ]
-    assert all(same(explanations[0], other) for other in explanations[1:])
-    assert explanations[0].name == "tabby"
     assert explanations[0].image.size == (90, 60)
+
+
+def test_grey_and_transparent_arrays_are_what_pil_makes_of_them(model):
+    generator = np.random.default_rng(1)
+    for array in (generator.integers(0, 256, (20, 30), np.uint8), generator.integers(0, 256, (20, 30, 4), np.uint8)):
+        expected = explain(model, Image.fromarray(array))
+        assert same(explain(model, array), expected)
+        assert same(explain(model, torch.from_numpy(array / 255)), expected)
+
+
+def test_many_ways_in_for_many(model, image):
+    array = np.stack([np.asarray(image), np.asarray(image)[::-1]])
+    tensors = torch.from_numpy(array).movedim(-1, 1)
+    expected = [explain(model, one) for one in array]
+    for many in (list(array), tuple(array), array, tensors, array / 255, tensors / 255, map(Image.fromarray, array)):
+        explained = explain(model, many, batch_size=1)
+        assert isinstance(explained, list) == (not hasattr(many, "__next__"))
+        assert all(same(one, other) for one, other in zip(explained, expected, strict=True))
+    assert isinstance(explain(model, array[:1]), list)
+    assert explain(model, []) == []
+    assert list(explain(model, iter([]))) == []
+
+
+def test_images_share_forward_passes_and_an_iterator_is_read_batch_by_batch(image, monkeypatch):
+    model, sizes, taken = make(), [], []
+    model.stem.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+
+    def images():
+        for k in range(7):
+            taken.append(k)
+            yield image
+
+    explained = explain(model, images(), batch_size=3, name=(f"n{k}" for k in range(7)))
+    assert (sizes, taken) == ([], [])
+    assert next(explained).name == "n0"
+    assert (sizes, taken) == ([3], [0, 1, 2])
+    assert [one.name for one in explained] == ["n1", "n2", "n3", "n4", "n5", "n6"]
+    assert sizes == [3, 3, 1]
+
+
+def test_a_model_by_name(image, tmp_path, model):
+    by_name = explain(model.save_pretrained(tmp_path / "mine"), image)
+    np.testing.assert_allclose(by_name.logits, explain(model, image).logits, rtol=1e-5)
+    assert explain("cifar10", image).class_names[3] == "cat"
+    with pytest.raises(UserError, match="no_such_model"):
+        explain("no_such_model", image)
+    with pytest.raises(UserError, match="given a model of type int"):
+        explain(3, image)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 5000), (3, 9000)])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+def test_thin_and_tiny_images(model, resize, shape):
+    preprocessing = Preprocessing((32, 48), resize)
+    array = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    explanation = explain(model, Image.fromarray(array), preprocessing=preprocessing)
+    assert explanation.placed().shape == shape
+    assert np.isfinite(explanation.placed()).all()
+
+
+def test_too_thin_to_be_cut_is_said(model):
+    with pytest.raises(UserError, match="images.1.: an image of 20000 × 1 pixels is too long and thin"):
+        explain(
+            model,
+            [Image.new("RGB", (9, 9)), Image.new("RGB", (20_000, 1))],
+            preprocessing=Preprocessing((224, 224), "crop"),
+        )
+
+
+def test_repr_is_one_line(model, image):
+    explanation = explain(model, image, target="ship", name="tabby")
+    share = f"{explanation.subject.probability:.1%}"
+    assert repr(explanation) == f"<Explanation of 'tabby': ship {share}, 8×12 patches, image 90×60>"
 
 
 def test_it_is_what_the_network_says(model, image):
@@ -81,14 +167,13 @@ def test_it_is_what_the_network_says(model, image):
 def test_a_batch_is_its_images(pooling, image):
     model = make(pooling)
     images = [image, image.resize((33, 70)), Image.new("L", (5, 5), 90)]
-    together = explain_batch(model, images, names=["a", "b", "c"], target="ship")
+    together = explain(model, images, name=["a", "b", "c"], target="ship")
     for name, source, one in zip("abc", images, together, strict=True):
         alone = explain(model, source, target=2, name=name)
         assert one.name == alone.name == name
         assert one.subject.name == "ship"
         for what in ("logits", "attention", "evidence"):
             np.testing.assert_allclose(getattr(one, what), getattr(alone, what), atol=1e-5)
-    assert explain_batch(model, []) == []
 
 
 def test_the_models_mode_and_gradients_are_left_alone(model, image):
@@ -215,6 +300,7 @@ def test_maps_that_are_not_numbers_are_refused(model, image, what):
         ({"target": "12"}, "no class 12"),
         ({"classes": ["hip"]}, "did you mean 'ship'"),
         ({"top": 0}, "top is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"refine": 5}, "refine is 5; it must lie between 1 and 4"),
         ({"refine": -1}, "refine is -1"),
         ({"size": 3}, "smaller than one patch"),
@@ -231,10 +317,51 @@ def test_bad_images_are_refused_in_words(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
         explain(model, tmp_path / "broken.png")
-    with pytest.raises(UserError, match="uint8"):
-        explain(model, np.zeros((8, 8, 3)))
+    one = Image.new("RGB", (8, 8))
+    with pytest.raises(UserError, match=r"^images.1.: .*broken\.png is not a readable image"):
+        explain(model, [one, tmp_path / "broken.png"])
+    lazily = explain(model, iter([one, one, str(tmp_path / "none.png")]), batch_size=2)
+    assert len([next(lazily), next(lazily)]) == 2
+    with pytest.raises(UserError, match=r"^images.2.: there is no image file .*none\.png"):
+        next(lazily)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.full((8, 8, 3), 200.0), "floats must lie in 0..1, and these go from 200 to 200; divide by 255"),
+        (np.full((8, 8, 3), -0.5), "go from -0.5 to -0.5; give it as it is before normalisation"),
+        (np.full((8, 8, 3), np.nan), "must lie in 0..1, and these go from nan"),
+        (np.zeros((8, 8, 3), np.int64), "int64 and shape .8, 8, 3.: its values must be uint8, 0..255, or floats"),
+        (np.zeros((8, 8, 3), bool), "must be uint8"),
+        (np.zeros((8, 8), object), "must be uint8"),
+        (np.zeros((8, 0, 3), np.uint8), "no pixels"),
+        (np.zeros((8, 8, 2), np.uint8), "first or last axis must be 1, 3 or 4 channels; several images go in a list"),
+        (torch.zeros(3, 20, 4), "channels, height, width. or .height, width, channels.; give it as a PIL image"),
+        (torch.zeros(8), "two axes, or three"),
+        (torch.zeros(1, 1, 3, 8, 8), "two axes, or three"),
+        ([torch.zeros(2, 3, 8, 8)], r"images.0.: .*two axes, or three"),
+        (None, "cannot read an image from a value of type NoneType"),
+        (7, "type int"),
+        (b"GIF", "type bytes; wrap them in io.BytesIO"),
+        ({"a": 1}, "type dict"),
+        ([Image.new("RGB", (8, 8)), (Image.new("RGB", (8, 8)), 3)], r"images.1.: cannot read .* type tuple"),
+        (io.StringIO("text"), "not a readable image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_words(model, images, words):
+    with pytest.raises(UserError, match=words):
+        explain(model, images)
+
+
+def test_names_fit_the_images(model):
+    one = Image.new("RGB", (8, 8))
     with pytest.raises(UserError, match="2 names for 1 images"):
-        explain_batch(model, [Image.new("RGB", (8, 8))], names=["a", "b"])
+        explain(model, [one], name=["a", "b"])
+    with pytest.raises(UserError, match="one name, 'tabby', for many images"):
+        explain(model, [one], name="tabby")
+    with pytest.raises(UserError, match="1 names and more images"):
+        list(explain(model, iter([one, one]), name=iter(["a"])))
 
 
 def test_bad_models_are_refused_in_words(image):

@@ -201,7 +201,7 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
     """Explanations of images that share their forward passes."""
     preprocessing, class_names = question.preprocessing, question.class_names
     like = next(model.parameters())
-    inputs = torch.stack([image.tensor for image in images]).to(like.device, like.dtype)
+    inputs = torch.stack([image.tensor.to(like.device, like.dtype) for image in images])
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
     with evaluation_mode(model):
         plain = look(model, inputs, wanted, question.top)

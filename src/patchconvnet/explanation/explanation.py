@@ -24,7 +24,7 @@ class Saved(NamedTuple):
     json: Path
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Maps):
     """A prediction with its maps (the fields are those of `Maps`), with a figure and files of them."""
 

@@ -35,7 +35,7 @@ class Prediction:
     probability: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Maps:
     """A prediction with its maps; `Explanation` adds its figure and files.
 
