@@ -131,7 +131,7 @@ def test_thin_and_tiny_images(model, resize, shape):
 
 
 def test_too_thin_to_be_cut_is_said(model):
-    with pytest.raises(UserError, match="images.1.: an image of 20000 × 1 pixels is too long and thin"):
+    with pytest.raises(UserError, match=r"images.1.: an image of 20000 × 1 pixels is too long and thin"):
         explain(
             model,
             [Image.new("RGB", (9, 9)), Image.new("RGB", (20_000, 1))],
