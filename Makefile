@@ -1,24 +1,34 @@
-# make demo · make test · make lint · make bench · make clean
+# make demo · make test · make test-all · make lint · make docs · make bench · make clean
 PYTHON ?= python3
 VENV ?= .venv
-# where CIFAR-10 lies or is downloaded to
-DATA ?= $(HOME)/.cache/patchconvnet
 BIN = $(VENV)/bin
-# on machines with few cores two test processes of one thread each beat one of two
-TEST_ENV = OMP_NUM_THREADS=1
+# two test processes of one thread each finish before one of two threads
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow test-all lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# the tests that are not marked slow: within five minutes on two cores
 test: $(VENV)/.installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(TESTS) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(TESTS) -m slow
+
+test-all: $(VENV)/.installed-dev
+	$(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the site in build/site; broken links and docstrings that do not render are errors
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run_all.py
@@ -26,12 +36,12 @@ bench: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[demo]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[demo,dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
