@@ -24,10 +24,19 @@ def write_array(target: Path, values: np.ndarray) -> None:
 
 
 def write_atomic(target: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a file aside, and rename it to `target`; on any failure `target` stays as it was."""
+    """Let `write` write a file aside, and rename it to `target`; on any failure `target` stays as it was.
+
+    The file gets the mode that the umask gives to new files, whatever `write` makes of it: safetensors writes for the
+    owner alone.
+    """
     part = aside(target)
     try:
+        part.unlink(missing_ok=True)  # what a kill left may have another mode
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
+        if part.stat().st_mode != mode:
+            part.chmod(mode)
         part.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -2,8 +2,13 @@
 
 import base64
 import json
+import os
 import re
+import resource
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchconvnet import PatchConvNet, UserError
+from patchconvnet.data import datasets
 from patchconvnet.models import Metadata
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_classes": 3}
@@ -45,6 +51,9 @@ def edit_config(folder: Path, **changes: object) -> None:
     config = json.loads(path.read_text())
     config["architecture"].update(changes.pop("architecture", {}))
     path.write_text(json.dumps({**config, **changes}))
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "model_folder_0.1.0"
 
 
 def edit_weights(folder: Path, change: object) -> None:
@@ -115,6 +124,32 @@ def test_saving_over_a_model_leaves_no_other_files(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_gives(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        small().save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_folder_of_version_0_1_0_is_understood() -> None:
+    """Trained and written by that version's own command (digits, one epoch); it said "pictures" for images."""
+    model = PatchConvNet.from_pretrained(OLD)
+    old = json.loads((OLD / "config.json").read_text())
+    prints = old["provenance"]["data"]["fingerprint"]
+    now = model.metadata.provenance["data"]["fingerprint"]
+    assert now == {
+        "class names": prints["class names"],
+        **{f"{name} images": prints[f"{name} pictures"] for name in ("train", "validation", "test", "all")},
+    }
+    assert now == datasets.load("digits").fingerprint()
+    assert model.metadata.metrics["test"]["images"] == old["metrics"]["test"]["pictures"] == 270
+    assert model.metadata.metrics["validation"]["images"] == 270
+    assert model.metadata.provenance["recipe"] == old["provenance"]["recipe"]
+
+
 # Options
 
 
@@ -164,6 +199,100 @@ def test_a_misshaped_entry_is_named(folder: Path) -> None:
 
 def test_an_option_that_changes_the_weights_is_refused(folder: Path) -> None:
     assert "lacks 'trunk.2.norm1.weight'" in refused(folder, depth=3)
+
+
+def test_whole_numbers_for_weights_are_refused(folder: Path) -> None:
+    edit_weights(folder, lambda state: state.update({"head.weight": state["head.weight"].int()}))
+    assert "has 'head.weight' as int32 where the network has float32" in refused(folder)
+
+
+def test_real_numbers_for_a_count_are_refused(folder: Path) -> None:
+    name = "stem.norms.0.num_batches_tracked"
+    edit_weights(folder, lambda state: state.update({name: state[name].double()}))
+    assert f"has {name!r} as float64 where the network has int64" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_called_that(name: str, folder: Path) -> None:
+    unreadable = Path("/proc/self/mem")  # for root too
+    if not unreadable.exists():
+        pytest.skip("needs Linux's /proc")
+    (folder / name).unlink()
+    (folder / name).symlink_to(unreadable)
+    message = refused(folder)
+    assert f"{name} cannot be read: " in message or f"{name} is damaged or not" in message
+    assert "truncated" not in message
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_without_permission_is_called_that(folder: Path) -> None:
+    (folder / "model.safetensors").chmod(0)
+    for parent in (folder, *folder.parents[:4]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    code = (
+        "import os, sys, patchconvnet\n"
+        "from patchconvnet.models.weights import read_model_folder\n"
+        "os.setuid(65534)\n"
+        "try: read_model_folder(patchconvnet.models.weights.Path(sys.argv[1]))\n"
+        "except patchconvnet.UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{folder / 'model.safetensors'} cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("abc", "must be a list of words, one a class, not 'abc'"),
+        ([1, 2, 3], "must be a list of words, one a class, not [1, 2, 3]"),
+        ({"a": 1, "b": 2, "c": 3}, "must be a list of words"),
+        (["apple", "boat", "\ud800"], "which is not valid Unicode"),
+    ],
+)
+def test_class_names_that_are_no_list_of_words_are_refused(names: object, words: str, folder: Path) -> None:
+    edit_config(folder, class_names=names)
+    assert words in refused(folder)
+
+
+@pytest.mark.parametrize("key", ["preprocessing", "provenance", "metrics"])
+def test_metadata_that_is_no_table_is_refused(key: str, folder: Path) -> None:
+    edit_config(folder, **{key: [1, 2]})
+    assert f"{key} in {folder / 'config.json'} must be a table of names and values, not [1, 2]" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 10_000_000},
+        {"depth": 999},
+        {"depth": True},
+        {"embed_dim": 10**9},
+        {"embed_dim": 65_536},
+        {"embed_dim": 65_536, "depth": 999},
+        {"in_chans": 10**8},
+        {"in_chans": 65_536, "stem_filters": 65_536},
+        {"num_classes": 10**12},
+        {"num_classes": 10_000_000},
+        {"stem_filters": 10**9},
+        {"stem_repeats": 10**9},
+        {"stem_stride": 10**30},
+        {"stem_divisors": [1] * 1000},
+        {"se_ratio": 1e9},
+        {"se_ratio": float("inf")},
+        {"se_ratio": float("nan")},
+        {"mlp_ratio": 1e300, "pooling": "class_attention"},
+        {"mlp_ratio": 1000, "pooling": "class_attention"},
+        {"layer_scale": "big"},
+        {"se_bias": "no"},
+    ],
+    ids=str,
+)
+def test_absurd_sizes_are_refused_before_they_take_time_or_memory(change: dict[str, object], folder: Path) -> None:
+    edit_config(folder, architecture=change)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert str(folder) in refused(folder)
+    assert time.monotonic() - start < 10  # 999 blocks without values: 2 s
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])

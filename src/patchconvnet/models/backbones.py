@@ -24,7 +24,7 @@ from timm.layers.padding import get_same_padding
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import checkpoints, weights
 from patchconvnet.models.classifier import AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
@@ -207,7 +207,7 @@ class AttentionPooled(AttentionClassifier):
         except AssertionError as error:  # how timm's networks of one input size say so
             height, width = image.shape[2:]
             raise UserError(
-                f"{self.config.backbone} cannot read images of {height}×{width} pixels: {weights.first_line(error)}"
+                f"{self.config.backbone} cannot read images of {height}×{width} pixels: {first_line(error)}"
             ) from error
 
     def neck(self, vector: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class AttentionPooled(AttentionClassifier):
                 with _noting(backbone, nn.LayerNorm, called):
                     after = self.neck(given).clone()
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-                raise _unlike(name, f"its head does not take a vector ({weights.first_line(error)})") from error
+                raise _unlike(name, f"its head does not take a vector ({first_line(error)})") from error
             if not _same(after, expected):
                 raise _unlike(name, "its head does something else than to average the map and go on with the mean")
             self.neck_overwrites = not torch.equal(given, vector)
@@ -385,7 +385,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         what = f"timm cannot make {name}" + (" with its published weights" if pretrained else "")
         given = f" with options {options}" if options else ""
-        raise UserError(f"{what}{given}: {weights.first_line(error)}") from error
+        raise UserError(f"{what}{given}: {first_line(error)}") from error
 
 
 def _origin(network: nn.Module, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ Source of the names: facebookresearch/deit, `patchconvnet_models.py`, and keras.
 """
 
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,14 +12,13 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from timm.models._hub import download_cached_file
 from torch import Tensor
 
-from patchconvnet.errors import UserError
-from patchconvnet.models.weights import Metadata, StateDict, check_state, first_line, load_state
+from patchconvnet.errors import UserError, first_line
+from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state
 
 _logger = logging.getLogger(__name__)
 
@@ -53,9 +51,14 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
         try:
             path = Path(download_cached_file(str(source), progress=True, cache_dir=cache_dir))
         except (OSError, RuntimeError) as error:  # urllib's errors; a hash that does not match
-            raise UserError(f"cannot download {source}: {error}") from error
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {source}")
+            raise UserError(f"cannot download {source}: {first_line(error)}") from error
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {source}") from error
+    except OSError as error:
+        raise UserError(f"the checkpoint {source} cannot be read: {first_line(error)}") from error
     if path.suffix == ".h5":
         load_state(model, convert_keras(read_keras_weights(path)), str(source))
         return
@@ -68,7 +71,9 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    except Exception as error:  # of a file that is none of PyTorch's, its reader raises whatever it stumbles over
         raise UserError(f"{path} is truncated, or not a file of weights alone: {first_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a dict of weights")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, shortened
 from patchconvnet.models import weights
 from patchconvnet.models.pooling import AdditivePooling, AveragePooling, ClassWiseLinear, Pooled
 
@@ -39,6 +39,7 @@ class AttentionClassifier(nn.Module):
     """
 
     kind: ClassVar[str]  # in a model folder's config.json
+    shapes_without_values: ClassVar[bool] = False  # whether it can be made on PyTorch's "meta" device
     config: Any
     pretrained_cfg: dict[str, Any]  # set by timm
     num_classes: int
@@ -215,11 +216,17 @@ def check_config(config: Any) -> None:
         value = getattr(config, name)
         if (allowed := _words(hint)) and value not in allowed:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
-        if name in _LEAST and (not isinstance(value, int) or value < _LEAST[name]):
-            raise UserError(f"{name} must be a whole number of at least {_LEAST[name]}, not {value!r}")
-        is_rate = name in ("drop_rate", "attn_drop_rate", "drop_path_rate")
-        if is_rate and not (isinstance(value, int | float) and 0 <= value < 1):
-            raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
+        if hint is bool and not isinstance(value, bool):
+            raise UserError(f"{name} must be true or false, not {value!r}")
+        if name in _COUNTS:
+            least, most = _COUNTS[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise UserError(f"{name} must be a whole number from {least:,} to {most:,}, not {shortened(value)}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _RATES and not (is_number and 0 <= value < 1):
+            raise UserError(f"{name} must be at least 0 and below 1, not {shortened(value)}")
+        if name in _RATIOS and not (value is None or (is_number and 0 <= value <= _RATIOS[name])):
+            raise UserError(f"{name} must be a number from 0 to {_RATIOS[name]}, not {shortened(value)}")
 
 
 def _words(hint: Any) -> tuple[Any, ...]:
@@ -229,15 +236,19 @@ def _words(hint: Any) -> tuple[Any, ...]:
     return tuple(word for part in get_args(hint) for word in _words(part))
 
 
-_LEAST = {
-    "in_chans": 1,
-    "num_classes": 0,
-    "embed_dim": 1,
-    "depth": 1,
-    "stem_filters": 1,
-    "stem_stride": 1,
-    "stem_repeats": 0,
+# Bounds of what a configuration may ask for, far above any network that was ever trained: a mistyped or hostile one is
+# refused at once, not when it has taken the memory.
+_COUNTS = {
+    "in_chans": (1, 65_536),
+    "num_classes": (0, 10_000_000),
+    "embed_dim": (1, 65_536),
+    "depth": (1, 1_000),
+    "stem_filters": (1, 65_536),
+    "stem_stride": (1, 1_024),
+    "stem_repeats": (0, 100),
 }
+_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+_RATIOS = {"se_ratio": 64, "mlp_ratio": 1_024, "layer_scale": 1_000_000}
 
 
 def check_image(image: Tensor, in_chans: int, patch_size: int) -> None:

@@ -6,7 +6,6 @@ Source: "Augmenting convolutional networks with attention-based aggregation", To
 
 import copy
 import difflib
-import pickle
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,7 +19,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchconvnet import hardware
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import checkpoints, fusion, weights
 from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
@@ -88,6 +87,8 @@ class PatchConvNetConfig:
         divisors = self.stem_divisors
         if not isinstance(divisors, list | tuple) or not all(isinstance(d, int) and d > 0 for d in divisors):
             raise UserError(f"stem_divisors must be whole numbers of at least 1, as in (8, 4, 2, 1), not {divisors!r}")
+        if len(divisors) > 12:
+            raise UserError(f"stem_divisors has {len(divisors)} entries, each of which halves the image; 12 at most")
         if not divisors or divisors[-1] != 1:
             raise UserError(f"stem_divisors must end with 1, since the stem gives embed_dim channels, not {divisors!r}")
         object.__setattr__(self, "stem_divisors", tuple(divisors))  # a list, as JSON brings it
@@ -117,6 +118,7 @@ class PatchConvNet(AttentionClassifier):
     """
 
     kind = "patchconvnet"
+    shapes_without_values = True
     config: PatchConvNetConfig
 
     def __init__(self, config: PatchConvNetConfig | None = None, **options: Any):
@@ -353,11 +355,13 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**sizes, **options},
         )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a file that is none of PyTorch's, its reader raises whatever it stumbles over
         if not pretrained:
             raise
         origin = cfg.file or cfg.url or cfg.hf_hub_id
-        raise UserError(f"cannot load the weights of {variant} from {origin}: {weights.first_line(error)}") from error
+        raise UserError(f"cannot load the weights of {variant} from {origin}: {first_line(error)}") from error
     networks = [model] if isinstance(model, PatchConvNet) else [model, model.model]  # the second with features_only
     for network in networks:
         cfg = weights.cfg_for_channels(network.pretrained_cfg, networks[-1].in_chans)

@@ -8,7 +8,7 @@ import difflib
 import json
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line, shortened
 from patchconvnet.files import write_atomic
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -48,11 +48,6 @@ class Metadata:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, cut to fit into a sentence."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # Writing and reading
@@ -110,25 +105,77 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict
     """Read a model folder: architecture, metadata, state dict.
 
     Raises:
-        UserError: when a file is missing, is not what it should be, or is cut short.
+        UserError: when a file is missing, can't be read, is not what it should be, or is cut short.
     """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a model folder: it has no {name}")
+    _require(folder, CONFIG_FILE)
+    _require(folder, WEIGHTS_FILE)
+    architecture, metadata = read_config(folder)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        state = load_file(folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read: {first_line(error)}") from error
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} is truncated or damaged: {error}") from error
+    return architecture, metadata, state
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], Metadata]:
+    """Architecture and metadata from a model folder's `config.json`, in today's words where an old version wrote it.
+
+    Raises:
+        UserError: when it is missing, can't be read, or is not what it should be.
+    """
+    path = folder / CONFIG_FILE
+    _require(folder, CONFIG_FILE)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
         architecture = dict(config["architecture"])
         metadata = Metadata(**{f.name: config[f.name] for f in fields(Metadata) if f.name in config})
         file_format = int(config.get("format", FORMAT))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is damaged or not a patchconvnet config: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not a patchconvnet config: {first_line(error)}") from error
     if file_format > FORMAT:
         raise UserError(f"{folder} was written by a newer patchconvnet (format {file_format}); update the package")
+    _check_metadata(metadata, path)
+    return architecture, _in_present_words(metadata)
+
+
+def _require(folder: Path, name: str) -> None:
     try:
-        state = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} is truncated or damaged: {error}") from error
-    return architecture, metadata, state
+        with (folder / name).open("rb"):
+            pass
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is not a model folder: it has no {name}") from error
+    except OSError as error:
+        raise UserError(f"{folder / name} cannot be read: {first_line(error)}") from error
+
+
+def _check_metadata(metadata: Metadata, path: Path) -> None:
+    names = metadata.class_names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"class_names in {path} must be a list of words, one a class, not {shortened(names)}")
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(f"class_names in {path} has {name!r}, which is not valid Unicode; give it another name")
+    for key in ("preprocessing", "provenance", "metrics"):
+        if not isinstance(value := getattr(metadata, key), dict):
+            raise UserError(f"{key} in {path} must be a table of names and values, not {shortened(value)}")
+
+
+def _in_present_words(metadata: Metadata) -> Metadata:
+    """What version 0.1.0 wrote before it said image for picture, with today's keys."""
+
+    def renamed(table: Any) -> Any:
+        if not isinstance(table, dict):
+            return table
+        words = {key: key.removesuffix("pictures") + "images" for key in table if key.endswith("pictures")}
+        return {words.get(key, key): value for key, value in table.items()}
+
+    metrics = {name: renamed(value) for name, value in metadata.metrics.items()}
+    provenance = dict(metadata.provenance)
+    if isinstance(data := provenance.get("data"), dict) and "fingerprint" in data:
+        provenance["data"] = {**data, "fingerprint": renamed(data["fingerprint"])}
+    return replace(metadata, metrics=metrics, provenance=provenance)
 
 
 # Loading
@@ -144,7 +191,7 @@ def load_state(
         name: what the author of the weights calls an entry of ours.
 
     Raises:
-        UserError: naming an entry that is missing, unexpected or of another shape.
+        UserError: naming an entry that is missing, unexpected, of another shape, or of whole numbers for real ones.
     """
     check_state(model, state, origin, name)
     model.load_state_dict(state)
@@ -161,6 +208,12 @@ def check_state(
     expected = model.state_dict()
     missing = [name(key) for key in expected if key not in state]
     unexpected = [name(key) for key in state if key not in expected]
+    mistyped = [
+        f"{name(key)!r} as {str(state[key].dtype).removeprefix('torch.')} where the network has "
+        f"{str(value.dtype).removeprefix('torch.')}"
+        for key, value in expected.items()
+        if key in state and _kind(state[key].dtype) != _kind(value.dtype)
+    ]
     misshaped = [
         f"{name(key)!r} of shape {tuple(state[key].shape)} where the network has {tuple(value.shape)}"
         for key, value in expected.items()
@@ -173,8 +226,14 @@ def check_state(
         faults.append(f"has {unexpected[0]!r}{_and_more(unexpected)}, which the network does not know")
     if misshaped:
         faults.append(f"has {misshaped[0]}{_and_more(misshaped)}")
+    if mistyped:
+        faults.append(f"has {mistyped[0]}{_and_more(mistyped)}")
     if faults:
         raise UserError(f"{origin} does not fit the network: it {', '.join(faults)}")
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex
 
 
 def _and_more(names: list[str]) -> str:
@@ -220,10 +279,13 @@ def _from_folder(kinds: Sequence[type[ModelT]], folder: Path, origin: str, optio
             f"{origin} holds a network of kind {kind!r}, and {' or '.join(map(repr, classes))} is wanted here; "
             "patchconvnet.load reads every kind that this version of patchconvnet knows"
         )
-    try:
-        model: Any = classes[kind](**{**architecture, **options})
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} with options {options} describes no network: {error}") from error
+    cls = classes[kind]
+    asked = {**architecture, **options}
+    if getattr(cls, "shapes_without_values", False):  # a config of absurd sizes is refused before it takes the memory
+        with torch.device("meta"):
+            outline = _build(cls, {**asked, "num_classes": architecture.get("num_classes")}, folder, options)
+        check_state(outline, state, origin)
+    model: Any = _build(cls, asked, folder, options)
     num_classes = architecture.get("num_classes", model.num_classes)
     if metadata.class_names and len(metadata.class_names) != num_classes:
         raise UserError(
@@ -236,6 +298,14 @@ def _from_folder(kinds: Sequence[type[ModelT]], folder: Path, origin: str, optio
     load_state(model, state, origin)
     model.metadata = metadata
     return model.eval()
+
+
+def _build(cls: type[ModelT], asked: dict[str, Any], folder: Path, options: dict[str, Any]) -> ModelT:
+    try:
+        return cls(**{key: value for key, value in asked.items() if value is not None or key != "num_classes"})
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        with_options = f" with options {options}" if options else ""
+        raise UserError(f"{folder / CONFIG_FILE}{with_options} describes no network: {first_line(error)}") from error
 
 
 def _download(repo: str) -> Path:

@@ -6,7 +6,6 @@ are written again when a run goes on after a kill between them.
 
 import csv
 import io
-import json
 import os
 import pickle
 import shutil
@@ -20,6 +19,7 @@ import yaml
 
 from patchconvnet.errors import UserError
 from patchconvnet.files import aside, write_atomic
+from patchconvnet.models.weights import read_config
 from patchconvnet.training.recipe import Recipe, read_recipe
 
 Resume = Literal["no", "yes", "auto"]
@@ -105,8 +105,8 @@ class RunFolder:
     def best_metrics(self) -> dict[str, Any]:
         """What the kept model folder says about itself; empty when there is none, or none that is whole."""
         try:
-            return dict(json.loads((self.best / "config.json").read_text())["metrics"])
-        except (OSError, ValueError, KeyError):
+            return read_config(self.best)[1].metrics
+        except UserError:
             return {}
 
     @contextmanager
