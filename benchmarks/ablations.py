@@ -1,10 +1,10 @@
-"""What each setting of a recipe is worth: trainings that differ from it in one thing, judged on a validation split.
+"""What each setting of a recipe is worth: trainings that differ from it in one setting, judged on a validation split.
 
     python benchmarks/ablations.py --root DATA [--epochs 5] [--only "cutout of 8 pixels" …] [--seeds 1] [--out DIR]
 
 Trains with `patchconvnet train` on the first 40,000 training images; the last epoch's accuracy on the other 10,000
-counts, the test set plays no part. Goes on where it was interrupted, and rewrites the table between the page's
-`<!-- ablations … -->` marks from docs/benchmarks/ablations.json, where lines that are not run keep what they have.
+counts, the test set plays no part. An interrupted comparison goes on where it stopped. The tables of docs/experiments.md
+are written from docs/benchmarks/ablations.json, where lines that are not run keep what they have.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import operations, settings
-from run_all import DOCS, RESULTS, write_text
+from run_all import DOCS, RESULTS, replace_between, write_text
 
 from patchconvnet import PatchConvNet
 from patchconvnet.training.recipe import read_recipe
@@ -87,9 +87,7 @@ def main() -> None:
             line = lines[change] = {**result, "top1": {**same, str(seed): last_validation(run)}}
             write_text(kept, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
             print(f"{change}, seed {seed}: {line['top1'][str(seed)]:.2%}", flush=True)
-    page = DOCS / "benchmarks.md"
-    text = page.read_text()
-    write_text(page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{made(tables)}\n\n{END}{text.split(END)[1]}")
+    replace_between(DOCS / "experiments.md", BEGIN, END, made(tables))
     print(made(tables))
 
 

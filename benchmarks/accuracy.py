@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --root DATA cifar10_10min cifar10_default [--seeds 3] [--out runs/accuracy]
 
-Runs `patchconvnet train` for each recipe and seed, goes on where it was interrupted, and rewrites the table between
+Runs `patchconvnet train` for each recipe and seed, goes on where it was interrupted, and writes the table between
 the page's `<!-- accuracy … -->` marks from docs/benchmarks/accuracy.json, where recipes that are not run keep what they
 have.
 Seconds are those of the whole command, from its start to the test figure (an interrupted run: of its training alone).
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from run_all import DOCS, RESULTS, write_text
+from run_all import DOCS, RESULTS, replace_between, write_text
 
 from patchconvnet import PatchConvNet
 from patchconvnet.data.datasets import load
@@ -64,9 +64,7 @@ def main() -> None:
             results[label] = {"seeds": {**same, str(seed): result}}
             RESULTS.mkdir(exist_ok=True)
             write_text(kept, json.dumps(results, indent=1) + "\n")
-    page = DOCS / "benchmarks.md"
-    text = page.read_text()
-    write_text(page, text.split(BEGIN)[0] + f"{BEGIN}\n\n{table(results)}\n\n{END}" + text.split(END)[1])
+    replace_between(DOCS / "benchmarks.md", BEGIN, END, table(results))
     print(table(results))
 
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md says what the stored results of the benchmarks say, and every script explains itself."""
+"""The tables of docs/benchmarks.md and docs/experiments.md are the stored results; every script explains itself."""
 
 import json
 import subprocess
@@ -16,30 +16,25 @@ import accuracy  # noqa: E402
 import run_all  # noqa: E402
 
 
-def between(begin: str, end: str) -> str:
-    return (run_all.DOCS / "benchmarks.md").read_text().split(begin)[1].split(end)[0].strip()
+def between(page: str, begin: str, end: str) -> str:
+    return (run_all.DOCS / page).read_text().split(begin)[1].split(end)[0].strip()
 
 
-@pytest.mark.parametrize("beside", [None, *sorted(path.name for path in run_all.RESULTS.iterdir() if path.is_dir())])
-def test_the_speed_tables_are_the_stored_results(beside: str | None) -> None:
-    stored = {
-        name: json.loads(path.read_text())
-        for name in run_all.SCRIPTS
-        if (path := run_all.RESULTS / (beside or "") / f"{name}.json").is_file()
-    }
-    assert stored
-    assert between(*run_all.marks(beside)) == run_all.tables(stored)
+def test_the_speed_table_is_the_stored_results() -> None:
+    machines = run_all.stored()
+    assert len(machines) >= 2
+    assert all(set(results) == set(run_all.SCRIPTS) for results in machines)
+    assert between("benchmarks.md", run_all.BEGIN, run_all.END) == run_all.table(*machines)
 
 
 def test_the_accuracy_table_is_the_stored_results() -> None:
     stored = json.loads((run_all.RESULTS / "accuracy.json").read_text())
-    assert between(accuracy.BEGIN, accuracy.END) == accuracy.table(stored)
+    assert between("benchmarks.md", accuracy.BEGIN, accuracy.END) == accuracy.table(stored)
 
 
 def test_the_ablation_tables_are_the_stored_results() -> None:
-    path = run_all.RESULTS / "ablations.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    assert between(ablations.BEGIN, ablations.END) == ablations.made(stored)
+    stored = json.loads((run_all.RESULTS / "ablations.json").read_text())
+    assert between("experiments.md", ablations.BEGIN, ablations.END) == ablations.made(stored)
 
 
 def test_an_ablation_table_starts_with_the_recipe() -> None:
@@ -59,7 +54,25 @@ def test_a_row_says_whether_its_aim_is_met() -> None:
     assert not row("a", "b", 2.0, slow)["met"]
     assert row("a", "b", 1.5, slow, at_most=True)["met"]
     assert row("a", "b", None, slow)["met"] is None
-    assert "| ≤ 1.5 | **1.1** (1 to 1.2) | yes |" in run_all.table([row("a", "b", 1.5, slow, at_most=True)])
+
+
+def test_a_machine_has_a_column_and_a_script_it_did_not_run_has_a_dash() -> None:
+    from measuring import row, spread
+
+    slow = spread([1.0, 1.0, 1.1, 1.2, 1.2])
+    setup = {"machine": "first", "threads": 1}
+    first = {"x": {"rows": [row("a", "b", 1.5, slow, at_most=True)], "setup": setup},
+             "y": {"rows": [row("c", "d", None, slow)], "setup": setup}}  # fmt: skip
+    second = {"x": {"rows": [row("a", "b", 1.5, spread([2.0]), at_most=True)], "setup": {"machine": "second"}}}
+    assert run_all.table(first, second).splitlines() == [
+        "| what | against | aim | first | second |",
+        "|---|---|---|---|---|",
+        "| a | b | ≤ 1.5 | **1.1** (1 to 1.2) ✓ | **2** (2 to 2) ✗ |",
+        "| c | d | stated | **1.1** (1 to 1.2) | – |",
+        "",
+        "- `x`, `y`: machine first, threads 1",
+        "- `x`: machine second",
+    ]
 
 
 @pytest.mark.slow
