@@ -446,7 +446,8 @@ def test_a_model_that_the_hub_does_not_have_is_named(hub: type[Hub]) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_named(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     assert "the Hugging Face hub cannot be reached" in refused("someone/pears")
 
 

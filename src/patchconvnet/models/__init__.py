@@ -2,7 +2,7 @@
 
 from patchconvnet.models.backbones import AttentionPooled, AttentionPooledConfig, with_attention_pooling
 from patchconvnet.models.classifier import AttentionClassifier, Output
-from patchconvnet.models.loading import load
+from patchconvnet.models.loading import default_model, load
 from patchconvnet.models.patchconvnet import PatchConvNet, PatchConvNetConfig
 from patchconvnet.models.pooling import Pooled
 from patchconvnet.models.weights import Metadata
@@ -16,6 +16,7 @@ __all__ = [
     "PatchConvNet",
     "PatchConvNetConfig",
     "Pooled",
+    "default_model",
     "load",
     "with_attention_pooling",
 ]

@@ -8,7 +8,6 @@ Source: Touvron et al. 2021, arXiv 2112.13692, section 3.2; pytorch-image-models
 """
 
 import copy
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
@@ -25,11 +23,12 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, first_line
-from patchconvnet.models import checkpoints, weights
+from patchconvnet.models import checkpoints, timm_models
 from patchconvnet.models.classifier import AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.pooling import ClassWiseLinear, Pooled, PoolingName, build_pooling
+from patchconvnet.models.weights import Metadata, cfg_for_channels
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def with_attention_pooling(
     *,
     num_classes: int | None = None,
     pretrained: bool = False,
+    weights: timm_models.Weights | None = None,
     **options: Any,
 ) -> "AttentionPooled":
     """A timm network with attention pooling in place of its global average pooling.
@@ -91,6 +91,8 @@ def with_attention_pooling(
             query per class ("_multi"), layers between pooling and classifier are run for every class.
         num_classes: K; the backbone's own by default. Another number gets a fresh classifier.
         pretrained: with timm's published weights of that name, which are downloaded.
+        weights: instead of these a checkpoint of that network: a file (`.safetensors`, or a `.pth` of weights alone),
+            or a state dict under timm's names.
         options: fields of `AttentionPooledConfig`; all others go to `timm.create_model`: `drop_rate`, `drop_path_rate`,
             `img_size`, or `strict_img_size=False` for a Swin that takes images of any size. Of a network, which they
             do not change, they tell how to make it again where timm has not noted it.
@@ -103,29 +105,31 @@ def with_attention_pooling(
         >>> logits, attention, evidence = model(images, return_evidence=True)
     """
     own = {name: options.pop(name) for name in _OWN_OPTIONS if name in options}
+    comes_with_weights = pretrained or weights is not None
     if isinstance(backbone, str):
         name = backbone
-        counts = {"num_classes": num_classes if num_classes is None else max(num_classes, 1), **own}
-        asked = {key: counts[key] for key in ("num_classes", "in_chans") if counts.get(key) is not None}
-        source = _create(name, pretrained, {**options, **asked})
+        asked = {"in_chans": own["in_chans"]} if own.get("in_chans") is not None else {}
+        if num_classes is not None and weights is None:
+            asked["num_classes"] = max(num_classes, 1)
+        source = _create(name, {**options, **asked}, pretrained, weights)
     else:
-        if pretrained:
+        if comes_with_weights:
             raise UserError("a network comes with its weights; give its name instead of it for published ones")
         name, options = _origin(backbone, options)
         if own.get("in_chans") not in (None, backbone.in_chans):
             raise UserError(f"{name} takes {backbone.in_chans} channels, so in_chans can't be {own['in_chans']}")
         source = copy.deepcopy(backbone)
-        if num_classes not in (None, 0, getattr(source, "num_classes", None)):
-            source.reset_classifier(num_classes)  # type: ignore[operator]
+    if num_classes not in (None, 0, getattr(source, "num_classes", None)):
+        source.reset_classifier(num_classes)  # type: ignore[operator]
     fixed = {"in_chans": source.in_chans, "num_classes": source.num_classes if num_classes is None else num_classes}
     options = {key: value for key, value in options.items() if key not in _WEIGHT_SOURCES}
     config = AttentionPooledConfig(name, options, pooling=pooling, **{**own, **fixed})
     model = AttentionPooled(config, source=source)
     if not isinstance(backbone, str):
         model.check_rebuilt()
-    elif pretrained:
+    elif comes_with_weights:
         published = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
-        model.metadata = weights.Metadata(class_names=published.class_names, provenance=published.provenance)
+        model.metadata = Metadata(class_names=published.class_names, provenance=published.provenance)
     return model
 
 
@@ -161,12 +165,10 @@ class AttentionPooled(AttentionClassifier):
         given["options"] = {**given.get("options", {}), **further}
         self.config = c = AttentionPooledConfig(**given)
         if source is None:
-            source = _create(
-                c.backbone, False, {**c.options, "in_chans": c.in_chans, "num_classes": c.num_classes or 1}
-            )
+            source = _create(c.backbone, {**c.options, "in_chans": c.in_chans, "num_classes": c.num_classes or 1})
         self.num_classes = c.num_classes
         self.in_chans = c.in_chans
-        self.metadata = weights.Metadata()
+        self.metadata = Metadata()
         self.pretrained_cfg = _preprocessing_cfg(source, c)
 
         classifier = _take_classifier(source, c.backbone)
@@ -373,19 +375,12 @@ class UnrolledConv(nn.Module):
 # Making, and taking apart
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _create(
+    name: str, options: dict[str, Any], pretrained: bool = False, weights: timm_models.Weights | None = None
+) -> nn.Module:
     if name.startswith("patchconvnet"):
         raise UserError(f"{name} pools by attention as it is; its option `pooling` says how")
-    if not timm.is_model(name):
-        base = name.partition(".")[0]
-        close = difflib.get_close_matches(base, timm.list_models(exclude_filters="patchconvnet*"), n=3)
-        raise UserError(f"timm has no model {name!r}" + (f"; close to it: {', '.join(close)}" if close else ""))
-    try:
-        return timm.create_model(name, pretrained=pretrained, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        what = f"timm cannot make {name}" + (" with its published weights" if pretrained else "")
-        given = f" with options {options}" if options else ""
-        raise UserError(f"{what}{given}: {first_line(error)}") from error
+    return timm_models.create(name, options, pretrained=pretrained, weights=weights)
 
 
 def _origin(network: nn.Module, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -409,7 +404,7 @@ def _preprocessing_cfg(source: nn.Module, config: AttentionPooledConfig) -> dict
     cfg: dict[str, Any] = dict(getattr(source, "pretrained_cfg", {}))
     size = config.options.get("img_size", cfg.get("input_size", (3, 224, 224))[1:])
     cfg["input_size"] = (config.in_chans, *((size, size) if isinstance(size, int) else size))
-    return weights.cfg_for_channels(cfg, config.in_chans)
+    return cfg_for_channels(cfg, config.in_chans)
 
 
 def _take_classifier(source: nn.Module, name: str) -> nn.Linear | nn.Conv2d | None:

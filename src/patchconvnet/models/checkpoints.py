@@ -13,11 +13,11 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo
 from timm.models._hub import download_cached_file
 from torch import Tensor
 
 from patchconvnet.errors import UserError, first_line
+from patchconvnet.models.labels import class_names_of
 from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state
 
 _logger = logging.getLogger(__name__)
@@ -62,11 +62,18 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
     if path.suffix == ".h5":
         load_state(model, convert_keras(read_keras_weights(path)), str(source))
         return
-    checkpoint = _read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     load_state(model, convert_official(checkpoint), str(source), lambda key: official_name(key, model.class_wise))
 
 
-def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """What a `.safetensors` file or a PyTorch file of weights alone holds, unpickled with `weights_only=True`.
+
+    Raises:
+        UserError: there is no such file, it is truncated, or it holds something else than weights.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -175,34 +182,27 @@ def published_metadata(cfg: Mapping[str, Any], num_classes: int) -> Metadata:
 
     Args:
         cfg: timm's `pretrained_cfg`.
-        num_classes: of the network; ImageNet's class names belong to it only when it has kept ImageNet's classes.
+        num_classes: of the network; class names belong to it only when it has kept the classes of its weights.
     """
+    resize = {"squash": "stretch", "border": "letterbox"}.get(cfg.get("crop_mode") or "center", "crop")
     return Metadata(
-        class_names=imagenet_class_names() if num_classes == cfg["num_classes"] == 1000 else [],
+        class_names=class_names_of(cfg, num_classes),
         preprocessing={
             "size": list(cfg["input_size"][1:]),
-            "resize": "crop",
-            "crop_ratio": cfg["crop_pct"],
-            "interpolation": cfg["interpolation"],
+            "resize": resize,
+            "crop_ratio": cfg["crop_pct"] if resize == "crop" else 1.0,
+            "interpolation": cfg["interpolation"] if cfg["interpolation"] in ("bicubic", "nearest") else "bilinear",
             "antialias": True,
             "mean": list(cfg["mean"]),
             "std": list(cfg["std"]),
         },
         provenance={
-            "source": cfg.get("file") or cfg.get("url"),
+            "source": cfg.get("file") or (f"hf-hub:{hub_id}" if (hub_id := cfg.get("hf_hub_id")) else cfg.get("url")),
             "tag": f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else cfg["architecture"],
             "license": cfg.get("license"),
             "paper": cfg.get("paper_ids"),
         },
     )
-
-
-def imagenet_class_names() -> list[str]:
-    """The 1,000 ImageNet classes in words, all different: the first of WordNet's synonyms each."""
-    names = [synonyms.split(",")[0] for synonyms in ImageNetInfo().label_descriptions()]
-    names[134], names[517] = "crane (bird)", "crane (machine)"
-    names[639] = "maillot, tank suit"  # 638 is "maillot" too
-    return names
 
 
 # The Keras example's weights

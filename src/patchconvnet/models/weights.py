@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import timm
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, first_line, shortened
 from patchconvnet.files import write_atomic
+from patchconvnet.models import hub
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -258,12 +259,23 @@ def load_pretrained(kinds: Sequence[type[ModelT]], source: str | Path, **options
     if folder.is_dir():
         return _from_folder(kinds, folder, str(source), options)
     if isinstance(source, str) and source.count("/") == 1 and not source.startswith(("/", ".", "~")):
-        return _from_folder(kinds, _download(source), source, options)
+        return _from_folder(kinds, download_model_folder(source), source, options)
     if "/" in str(source) or isinstance(source, Path):
         raise UserError(f"there is no model folder {source}")
     if source in shipped_models():
         return _from_folder(kinds, SHIPPED / source, source, options)
     return _from_tag(kinds, source, options)
+
+
+def download_model_folder(repo: str) -> Path:
+    """The model folder of a hub id (`owner/name`, `owner/name@revision`), from the cache or downloaded.
+
+    Raises:
+        UserError: as `hub.fetch`.
+    """
+    folder = hub.fetch(repo, CONFIG_FILE).parent
+    hub.fetch(repo, WEIGHTS_FILE)
+    return folder
 
 
 def shipped_models() -> list[str]:
@@ -306,22 +318,6 @@ def _build(cls: type[ModelT], asked: dict[str, Any], folder: Path, options: dict
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         with_options = f" with options {options}" if options else ""
         raise UserError(f"{folder / CONFIG_FILE}{with_options} describes no network: {first_line(error)}") from error
-
-
-def _download(repo: str) -> Path:
-    repo_id, _, revision = repo.partition("@")
-    try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except HFValidationError as error:
-        raise UserError(f"{repo!r} is neither a folder nor a hub id (owner/name): {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"there is no folder {repo!r}, and the Hugging Face hub cannot be reached to look for a model of that name"
-        ) from error
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors: unknown repository, no access
-        raise UserError(
-            f"there is no folder {repo!r}, and no such model to be had from the hub: {first_line(error)}"
-        ) from error
 
 
 def published_tags() -> list[str]:
