@@ -498,7 +498,7 @@ def test_names_and_options() -> None:
     assert "timm cannot make resnet10t with options {'depth': 3" in refused("resnet10t", depth=3)
     assert "attention pooling replaces; give `pooling`" in refused("resnet10t", global_pool="max")
     assert "must be numbers, words or lists" in refused("resnet10t", act_layer=nn.ReLU)
-    assert "num_classes must be a whole number of at least 0" in refused("resnet10t", num_classes=-1)
+    assert "num_classes must be a whole number from 0 to" in refused("resnet10t", num_classes=-1)
     with pytest.raises(UserError, match="needs a backbone"):
         AttentionPooled(num_classes=3)
 
