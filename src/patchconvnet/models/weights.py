@@ -164,19 +164,21 @@ def _check_metadata(metadata: Metadata, path: Path) -> None:
 
 
 def _in_present_words(metadata: Metadata) -> Metadata:
-    """What version 0.1.0 wrote before it said image for picture, with today's keys."""
-
-    def renamed(table: Any) -> Any:
-        if not isinstance(table, dict):
-            return table
-        words = {key: key.removesuffix("pictures") + "images" for key in table if key.endswith("pictures")}
-        return {words.get(key, key): value for key, value in table.items()}
-
-    metrics = {name: renamed(value) for name, value in metadata.metrics.items()}
+    metrics = {name: in_present_words(value) for name, value in metadata.metrics.items()}
     provenance = dict(metadata.provenance)
     if isinstance(data := provenance.get("data"), dict) and "fingerprint" in data:
-        provenance["data"] = {**data, "fingerprint": renamed(data["fingerprint"])}
+        provenance["data"] = {**data, "fingerprint": in_present_words(data["fingerprint"])}
     return replace(metadata, metrics=metrics, provenance=provenance)
+
+
+def in_present_words(table: Any) -> Any:
+    """A table that version 0.1.0 wrote before it said image for picture, with today's keys; other values unchanged."""
+    if not isinstance(table, dict):
+        return table
+    return {
+        key.removesuffix("pictures") + "images" if key.endswith("pictures") else key: value
+        for key, value in table.items()
+    }
 
 
 # Loading

@@ -3,6 +3,7 @@
 Recipes that ship with the package lie in `patchconvnet/recipes/` and go by their bare names.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 
 Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -269,7 +270,28 @@ def read_recipe(source: str | Path) -> Recipe:
 
 class _RecipeFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        super().__call__(parser, cfg, str(recipe_path(str(values))), option_string)
+        path = recipe_path(str(values))
+        super().__call__(parser, cfg, yaml.safe_dump(read_yaml(path)), option_string)
+        cfg[self.dest][-1] = path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a recipe's file holds, unchecked, in today's words: `monitor.images` was once called `monitor.pictures`.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML of names and values.
+    """
+    try:
+        recipe = get_loader("yaml")(path.read_text(encoding="utf-8"))  # which takes 1e-3 for a number, as YAML 1.2 does
+        json.dumps(recipe, default=str)  # a ValueError for a list that holds itself, over which others stumble later
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a recipe, which is a YAML file: {first_line(error)}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is not a recipe: it has no fields such as `epochs: 10`")
+    monitor = recipe.get("monitor")
+    if isinstance(monitor, dict) and "pictures" in monitor:
+        monitor["images"] = monitor.pop("pictures")
+    return recipe
 
 
 def shipped_recipes() -> list[str]:

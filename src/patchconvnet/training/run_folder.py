@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import aside, write_atomic
-from patchconvnet.models.weights import read_config
-from patchconvnet.training.recipe import Recipe, read_recipe
+from patchconvnet.models.weights import in_present_words, read_config
+from patchconvnet.training.recipe import Recipe, read_recipe, read_yaml
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -88,11 +88,13 @@ class RunFolder:
             UserError: the file is damaged.
         """
         try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"{self.checkpoint} is damaged ({_first_line(error)}); begin anew in another --out"
+                f"{self.checkpoint} is damaged ({first_line(error)}); begin anew in another --out"
             ) from error
+        best = {name: in_present_words(value) for name, value in state["best_metrics"].items()}
+        return {**state, "data": in_present_words(state.get("data", {})), "best_metrics": best}
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """`metrics.csv`: a row an epoch, rewritten whole so that a resumed run has no row twice."""
@@ -146,9 +148,9 @@ class RunFolder:
     def _is_our_recipe(self) -> bool:
         """Whether `recipe.yaml` is all fields and no remarks, as a run writes it; a person's must not be lost."""
         try:
-            text, plain = self._recipe.read_text(), yaml.safe_load(self._recipe.read_text())
-            whole = yaml.safe_load(read_recipe(self._recipe).to_yaml())
-            return plain == whole and text == yaml.safe_dump(plain, sort_keys=False)
+            text = self._recipe.read_text()
+            has_no_remarks = text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+            return has_no_remarks and read_yaml(self._recipe) == read_recipe(self._recipe).to_dict()
         except (UserError, OSError, ValueError, yaml.YAMLError):
             return False
 
@@ -186,7 +188,3 @@ def _save(state: dict[str, Any], path: Path) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())  # some file systems find out only now that they are full
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
