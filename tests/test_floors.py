@@ -14,7 +14,7 @@ MODULES = {
 }
 
 # what each part of the package may import besides itself; what a floor stands on is all it may import
-GROUND = {"_version", "errors", "files", "hardware"}
+GROUND = {"_registration", "_version", "errors", "files", "hardware"}
 BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "api"}
 FLOORS: dict[str, set[str]] = {
     **{part: set() for part in GROUND},
@@ -69,8 +69,11 @@ def test_no_import_runs_upward_or_sideways(module: str) -> None:
         assert part(imported) in allowed, f"{module} must not import {imported}"
 
 
-def test_the_front_door_opens_the_ground_floor_only() -> None:
-    assert {part(imported) for imported in imports("patchconvnet")} <= {"_version", "errors", "models"}
+def test_the_front_door_shows_type_checkers_what_it_hands_out() -> None:
+    homes = {name: home for home, names in patchconvnet._HOMES.items() for name in names}
+    (for_types,) = [node for node in ast.parse(MODULES["patchconvnet"].read_text()).body if isinstance(node, ast.If)]
+    assert {alias.name: line.module for line in for_types.body for alias in line.names} == homes
+    assert set(patchconvnet.__all__) == {*homes, "__version__"}
 
 
 def test_there_is_no_circle() -> None:

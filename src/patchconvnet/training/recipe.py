@@ -3,8 +3,12 @@
 Recipes that ship with the package lie in `patchconvnet/recipes/` and go by their bare names.
 """
 
+import difflib
 import json
 import math
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -254,18 +258,62 @@ def recipe_from(parser: ArgumentParser, values: Namespace) -> Recipe:
     return Recipe(**{f.name: built[f.name] for f in fields(Recipe)})
 
 
-def read_recipe(source: str | Path) -> Recipe:
-    """A recipe from a YAML file, or a shipped one by name.
+def read_recipe(source: str | os.PathLike[str] | Recipe, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a YAML file, or a shipped one by name, with other values for some of its fields.
+
+    Args:
+        source: a path, a name, or a recipe to change.
+        changes: values by field: `{"epochs": 5, "optimization": {"learning_rate": 0.001}}` or
+            `{"optimization.learning_rate": 0.001}`. A word for data or model is its name.
 
     Raises:
         UserError: there is none, or it has fields or values that a recipe can't have.
     """
-    path = recipe_path(str(source))
     parser = recipe_parser(exit_on_error=False)
+    asked = _by_field(changes or {})
     try:
-        return recipe_from(parser, parser.parse_args(["--recipe", str(path)]))
+        if isinstance(source, Recipe):
+            values = parser.parse_object(source.to_dict())
+        else:
+            values = parser.parse_args(["--recipe", str(recipe_path(str(source)))])
     except ArgumentError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
+    try:
+        return recipe_from(parser, parser.parse_object(asked, values) if asked else values)
+    except ArgumentError as error:
+        message = re.sub(r"<class '(.+?)'>", r"\1", " ".join(str(error).split()))
+        raise UserError(message.replace("Parser key", "recipe field")) from error
+
+
+def _by_field(changes: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Changes of a recipe by dotted field name; unknown fields are refused."""
+    known, found = list(_leaves(Recipe())), {}
+    for key, value in changes.items():
+        name = f"{group}{key}"
+        if name in ("data", "model") and isinstance(value, str):
+            name = f"{name}.name"
+        if name in known:
+            found[name] = _plain(value)
+        elif not any(leaf.startswith(f"{name}.") for leaf in known):
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"a recipe has no field {name!r}.{meant} It has: {', '.join(vars(Recipe()))}.")
+        elif is_dataclass(value) and not isinstance(value, type):
+            found |= _by_field(asdict(value), f"{name}.")
+        elif isinstance(value, Mapping):
+            found |= _by_field(value, f"{name}.")
+        else:
+            raise UserError(f"{name} is a group of a recipe's fields; give them by name, as a mapping, not {value!r}.")
+    return found
+
+
+def _leaves(options: Any, prefix: str = "") -> Iterator[str]:
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}"
 
 
 class _RecipeFile(ActionConfigFile):
