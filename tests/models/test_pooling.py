@@ -63,7 +63,7 @@ def test_folding_changes_neither_the_output_nor_a_gradient(queries: int, attend_
     for our_gradient, their_gradient in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
         scale = max(their_gradient.abs().max().item(), 1)
         assert (our_gradient - their_gradient).abs().max() < 10 * tolerance * scale
-    assert weights.shape == (3, queries, 20)
+    assert weights.shape == (3, 1, queries, 20)
 
 
 @pytest.mark.parametrize("attend_self", [True, False])
@@ -80,7 +80,7 @@ def test_attention_weights_are_those_of_torchs_multihead_attention(attend_self: 
     expected, expected_weights = theirs(query, everything, everything)
     output, weights = attn(tokens, patches, attend_self)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(weights, expected_weights[..., int(attend_self) :], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights[:, 0], expected_weights[..., int(attend_self) :], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("queries", [1, MAX_FOLDED_QUERIES + 1])

@@ -1,24 +1,20 @@
-"""Evidence: each patch's signed share of a class's logit, exact where the head is additive, first order elsewhere.
+"""Evidence: each patch's signed share of a class's logit, exact where the pooling is additive, first order elsewhere.
 
 With one query a, values tᵢ and a linear classifier, logit_k = b_k + Σᵢ aᵢ·⟨w_k, tᵢ⟩: the terms are the shares, and
 nothing is left. Where norms and an MLP follow the attention (Touvron et al. 2021, arXiv 2112.13692, section 3.2; the
-Keras example), everything behind it is linearised around the image: J_k = ∂logit_k/∂(attention output), and the share
-of patch i is J_k·W_proj·aᵢ·(W_v·tᵢ + b_v). Where a network has an additive head with further layers behind it (a timm
-backbone's), J_k = ∂logit_k/∂(pooled vector), and the share is aᵢ·⟨J_k, tᵢ⟩. What the shares leave of logit − bias is
-the remainder.
+Keras example), or further layers an additive pooling (a timm backbone's), everything behind it is linearised around the
+image, and each pooling says what its patches add (`Pooling.first_order_evidence`). What the shares leave of
+logit − bias is the remainder.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
 
 from patchconvnet.errors import UserError
-from patchconvnet.models.pooling import AdditivePooling, AveragePooling, ClassAttentionPooling, KerasPooling, Pooled
-
-Classify = Callable[[Tensor], Tensor]  # pooled vector (B, C) or (B, K, C) → logits (B, K)
+from patchconvnet.models.classifier import AttentionClassifier
+from patchconvnet.models.pooling import Pooled, Pooling
 
 # First-order shares cost a backward pass through the head for each class: of more, only the likeliest get one.
 MAX_FIRST_ORDER_CLASSES = 100
@@ -27,12 +23,13 @@ MAX_FIRST_ORDER_CLASSES = 100
 class Look(NamedTuple):
     """What the network answered, and why, for a batch.
 
-    logits: (B, K).
-    attention: (B, Q, h, w).
-    classes: (B, K') int64, the classes that have evidence; sorted.
-    evidence: (B, K', h, w).
-    bias: (K,), the classifier's.
-    exact: whether evidence sums to logit − bias by construction.
+    Attributes:
+        logits: (B, K).
+        attention: (B, Q, h, w).
+        classes: (B, K') int64, the classes that have evidence; sorted.
+        evidence: (B, K', h, w).
+        bias: (K,), the classifier's.
+        exact: whether evidence sums to logit − bias by construction.
     """
 
     logits: Tensor
@@ -60,33 +57,28 @@ def look(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: i
     Raises:
         UserError: the model has no pooling head of this package, or no classifier.
     """
-    pooling = getattr(model, "pooling", None)
-    if not isinstance(pooling, AdditivePooling | AveragePooling | ClassAttentionPooling | KerasPooling):
+    if not (isinstance(model, AttentionClassifier) and isinstance(pooling := model.pooling, Pooling)):
         raise UserError(
             f"{type(model).__name__} has no attention pooling, so there is no map to show; use a PatchConvNet with a "
-            "pooling other than 'none'."
+            "pooling other than 'none', or give a timm network to with_attention_pooling()"
         )
-    head: nn.Module = model.get_classifier()  # type: ignore[operator]
+    head = model.get_classifier()
     if isinstance(head, nn.Identity):
-        raise UserError("this network has no classifier (0 classes), so there is no decision to explain.")
-    if exact := bool(model.has_exact_evidence):
-        logits, attention, evidence = model(images, return_evidence=True)
+        raise UserError("this network has no classifier (0 classes), so there is no decision to explain")
+    if exact := model.has_exact_evidence:
+        logits, attention, shares = model(images, return_evidence=True)
         chosen = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
     else:
-        patches = model.forward_features(images).permute(0, 2, 3, 1)  # type: ignore[operator]  # (B, h, w, C)
-        pooled = pooling(patches)
-        classify: Classify = model.classify  # type: ignore[assignment]
-        logits, attention = classify(pooled.vector), pooled.attention
+        patches = model.forward_features(images).permute(0, 2, 3, 1)  # (B, h, w, C)
+        pooled: Pooled = pooling(patches)
+        logits, attention = model.classify(pooled.vector), pooled.attention
         chosen = _chosen(logits, classes, top)
-        if isinstance(pooling, ClassAttentionPooling | KerasPooling):
-            shares = _behind_attention(pooling, classify, patches, chosen)
-        else:
-            shares = _behind_pooling(pooled, classify, chosen)
-        evidence = shares * _rows(attention, chosen)
+        shares = pooling.first_order_evidence(patches, model.classify, chosen)
     bias = getattr(head, "bias", None)
     if bias is None:
         bias = logits.new_zeros(logits.shape[1])
-    return Look(logits, attention, chosen, evidence, bias, exact)
+    assert shares is not None
+    return Look(logits, attention, chosen, shares, bias, exact)
 
 
 def _chosen(logits: Tensor, classes: tuple[int, ...], top: int) -> Tensor:
@@ -98,43 +90,3 @@ def _chosen(logits: Tensor, classes: tuple[int, ...], top: int) -> Tensor:
     asked = sorted(set(classes))
     ranks[:, asked] = torch.inf
     return ranks.topk(min(top + len(asked), count), 1).indices.sort(1).values
-
-
-def _rows(attention: Tensor, classes: Tensor) -> Tensor:
-    """(B, K', h, w) or (B, 1, h, w): the attention of each class."""
-    if attention.shape[1] == 1:
-        return attention
-    return attention.gather(1, classes[..., None, None].expand(-1, -1, *attention.shape[2:]))
-
-
-def _behind_attention(
-    pooling: ClassAttentionPooling | KerasPooling, classify: Classify, patches: Tensor, classes: Tensor
-) -> Tensor:
-    """(B, K', h, w): what a patch adds to each logit for each unit of attention; the value projection is before it."""
-    attn = pooling.attn
-
-    def logits_of(bias: Tensor, image: Tensor, wanted: Tensor) -> Tensor:
-        # the projection's bias is added to the attention's output, so the derivative by it is the derivative by that
-        vector = functional_call(pooling, {"attn.proj.bias": bias}, (image[None],)).vector
-        return classify(vector)[0, wanted]
-
-    jacobian = vmap(jacrev(logits_of), in_dims=(None, 0, 0))(attn.proj.bias.detach(), patches, classes)  # (B, K', C)
-    by_value = jacobian @ attn.proj.weight  # by Σ aᵢ·(W_v·tᵢ + b_v)
-    values = pooling.norm1(patches.flatten(1, 2))  # (B, N, C)
-    shares = by_value @ attn.v.weight @ values.mT + (by_value @ attn.v.bias)[..., None]  # (B, K', N)
-    return shares.unflatten(-1, patches.shape[1:3])
-
-
-def _behind_pooling(pooled: Pooled, classify: Classify, classes: Tensor) -> Tensor:
-    """The same where the pooled vector is Σ aᵢ·tᵢ, and layers that are not linear follow."""
-    assert pooled.values is not None
-
-    def logits_of(vector: Tensor, wanted: Tensor) -> Tensor:
-        return classify(vector[None])[0, wanted]
-
-    if pooled.vector.ndim == 2:
-        jacobian = vmap(jacrev(logits_of))(pooled.vector, classes)  # (B, K', C)
-    else:  # each logit depends on its own class's vector only, so one backward pass does for all
-        jacobian = vmap(grad(lambda vectors: classify(vectors[None]).sum()))(pooled.vector)  # (B, K, C)
-        jacobian = jacobian.gather(1, classes[..., None].expand(-1, -1, jacobian.shape[-1]))
-    return torch.einsum("bkc,bhwc->bkhw", jacobian, pooled.values)

@@ -20,6 +20,7 @@ from patchconvnet.explanation.evidence import Look, look
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
+from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
 
@@ -270,13 +271,11 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     Raises:
         UserError: it has neither.
     """
-    stored = getattr(getattr(model, "metadata", None), "preprocessing", None)
-    if stored:
-        return Preprocessing.from_dict(stored)
-    registered = getattr(model, "pretrained_cfg", None)
-    if registered:
-        return Preprocessing.from_pretrained_cfg(registered)
-    raise UserError("this model does not say how images become its input; give `preprocessing`.")
+    if isinstance(model, AttentionClassifier) and model.preprocessing:
+        return Preprocessing.from_dict(model.preprocessing)
+    if cfg := getattr(model, "pretrained_cfg", None):  # a network of timm's own
+        return Preprocessing.from_pretrained_cfg(cfg)
+    raise UserError("this model does not say how images become its input; give `preprocessing`")
 
 
 def class_names_of(model: nn.Module) -> list[str]:
@@ -285,13 +284,9 @@ def class_names_of(model: nn.Module) -> list[str]:
     Raises:
         UserError: it has more names than classes, or fewer.
     """
-    stored = getattr(getattr(model, "metadata", None), "class_names", None)
-    count = int(getattr(model, "num_classes", 0))
-    if stored and len(stored) != count:
-        raise UserError(
-            f"this model has {count} classes and {len(stored)} class names; mend `model.metadata.class_names`."
-        )
-    return list(stored) if stored else [f"class {k}" for k in range(count)]
+    if isinstance(model, AttentionClassifier):
+        return model.class_names
+    return [f"class {k}" for k in range(int(getattr(model, "num_classes", 0)))]
 
 
 def _name(source: Any, index: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from patchconvnet.data.preprocessing import Geometry
-from patchconvnet.models.stem import ConvStem, PooledStem
+from patchconvnet.models.classifier import AttentionClassifier
 
 Smoothing = Literal["bilinear", "nearest"]
 
@@ -42,41 +42,17 @@ class Grid:
 def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) -> Grid:
     """How a model's patches lie on its input.
 
-    A stack of 3×3 convolutions of stride 2 with a pixel of padding on both sides looks at pixel 0, 16, 32 … (centres of
-    the receptive fields), not at the middles of 16×16 squares: half a patch away. Training does not undo that: with
-    patches of 4 pixels, the maps of CIFAR-10 images and of their mirror images agree best (correlation 0.90) when
-    centres are taken at 0.5 of the 4 pixels, as computed here, and less (0.85) at their middle. TensorFlow's padding
-    shifts them the other way, and max pools look at the middle of what they pool.
-
     Args:
-        model: the network; its stem, if it has ours, says where the receptive fields lie, and a timm backbone knows its
-            `first_centre`. Patches of other networks divide the input evenly.
+        model: the network. Ours say where the receptive fields of their patches have their centres (`patch_positions`);
+            patches of others divide the input evenly.
         size: (height, width) of the network input.
         shape: (h, w) patches it gives.
     """
-    stem = getattr(model, "stem", None)
-    if isinstance(stem, ConvStem):
-        step = float(stem.patch_size)
-        return Grid(shape, (step, step), (_first_centre(stem, size[0]), _first_centre(stem, size[1])))
-    if isinstance(stem, PooledStem):  # centres of the first convolution's fields lie at 0.5, `stride` apart
-        step, first = float(stem.patch_size), 0.5 + (stem.patch_size - stem.stride) / 2
-        return Grid(shape, (step, step), (first, first))
-    first = getattr(model, "first_centre", None)
-    if first is not None:
-        step = float(model.patch_size)  # type: ignore[arg-type]
-        return Grid(shape, (step, step), first)
-    step_y, step_x = size[0] / shape[0], size[1] / shape[1]
-    return Grid(shape, (step_y, step_x), (step_y / 2, step_x / 2))
-
-
-def _first_centre(stem: ConvStem, length: int) -> float:
-    centre, stride = 0.5, 1
-    for _ in stem.convs:
-        padded_before = 1 if stem.padding == "symmetric" else length % 2
-        centre += (1 - padded_before) * stride
-        stride *= 2
-        length = (length + 1) // 2
-    return centre
+    if isinstance(model, AttentionClassifier):
+        first, step = model.patch_positions(size, shape)
+        return Grid(shape, step, first)
+    step = (size[0] / shape[0], size[1] / shape[1])
+    return Grid(shape, step, (step[0] / 2, step[1] / 2))
 
 
 def resample(values: np.ndarray, grid: Grid, fine: Grid, smoothing: Smoothing = "bilinear") -> np.ndarray:

@@ -223,6 +223,15 @@ class AttentionPooled(AttentionClassifier):
     def _map(self, features: Tensor) -> Tensor:
         return self.unrolled(features.permute(0, 3, 1, 2) if self.channels_last else features)
 
+    def patch_positions(
+        self, size: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Centre of the first patch's receptive field and distance of neighbours, as followed through the backbone."""
+        if self.first_centre is None:
+            return super().patch_positions(size, shape)
+        step = float(self.patch_size)
+        return self.first_centre, (step, step)
+
     @property
     def has_exact_evidence(self) -> bool:
         """Whether patches' shares sum to logit − bias by construction."""

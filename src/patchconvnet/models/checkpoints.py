@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models.labels import class_names_of
-from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state
+from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state, preprocessing_of_cfg
 
 _logger = logging.getLogger(__name__)
 
@@ -184,18 +184,9 @@ def published_metadata(cfg: Mapping[str, Any], num_classes: int) -> Metadata:
         cfg: timm's `pretrained_cfg`.
         num_classes: of the network; class names belong to it only when it has kept the classes of its weights.
     """
-    resize = {"squash": "stretch", "border": "letterbox"}.get(cfg.get("crop_mode") or "center", "crop")
     return Metadata(
         class_names=class_names_of(cfg, num_classes),
-        preprocessing={
-            "size": list(cfg["input_size"][1:]),
-            "resize": resize,
-            "crop_ratio": cfg["crop_pct"] if resize == "crop" else 1.0,
-            "interpolation": cfg["interpolation"] if cfg["interpolation"] in ("bicubic", "nearest") else "bilinear",
-            "antialias": True,
-            "mean": list(cfg["mean"]),
-            "std": list(cfg["std"]),
-        },
+        preprocessing=preprocessing_of_cfg(cfg),
         provenance={
             "source": cfg.get("file") or (f"hf-hub:{hub_id}" if (hub_id := cfg.get("hf_hub_id")) else cfg.get("url")),
             "tag": f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else cfg["architecture"],

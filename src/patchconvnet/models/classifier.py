@@ -6,7 +6,18 @@ model. The contract is timm's (`forward_features`, `forward_head`, `get_classifi
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +25,16 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, shortened
 from patchconvnet.models import weights
-from patchconvnet.models.pooling import AdditivePooling, AveragePooling, ClassWiseLinear, Pooled
+from patchconvnet.models.pooling import ClassWiseLinear, Pooled, Pooling
 
 
 class Output(NamedTuple):
     """What the network says and why.
 
-    logits: (B, K).
-    attention: (B, Q, h, w), softmax weights over the patches; Q = 1, or K where every class has its own query.
-    evidence: (B, K, h, w), each patch's signed share of each logit, which sum to the logit less its bias, or None.
+    Attributes:
+        logits: (B, K).
+        attention: (B, Q, h, w), softmax weights over the patches; Q = 1, or K where every class has its own query.
+        evidence: (B, K, h, w), each patch's signed share of each logit, which sum to the logit less its bias, or None.
     """
 
     logits: Tensor
@@ -66,6 +78,10 @@ class AttentionClassifier(nn.Module):
         """The pooling that `config.pooling` names, with a query per class for `per_class` classes or one for all."""
         raise NotImplementedError
 
+    def _config_for(self, num_classes: int, pooling: str) -> Any:
+        """The configuration with another classifier or pooling."""
+        return replace(self.config, num_classes=num_classes, pooling=pooling)
+
     def _init_new(self, module: nn.Module) -> None:
         """Initial values of one layer of a fresh pooling or classifier."""
         _init_truncated_normal(module)
@@ -96,6 +112,22 @@ class AttentionClassifier(nn.Module):
         vector = self.pooling(features.permute(0, 2, 3, 1)).vector
         return _one_vector(self.neck(vector)) if pre_logits else self.classify(vector)
 
+    @overload
+    def forward(
+        self, image: Tensor, return_attention: Literal[False] = False, return_evidence: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(self, image: Tensor, return_attention: Literal[True], return_evidence: bool = False) -> Output: ...
+
+    @overload
+    def forward(self, image: Tensor, return_attention: bool = False, *, return_evidence: Literal[True]) -> Output: ...
+
+    @overload
+    def forward(
+        self, image: Tensor, return_attention: bool = False, return_evidence: bool = False
+    ) -> Tensor | Output: ...
+
     def forward(self, image: Tensor, return_attention: bool = False, return_evidence: bool = False) -> Tensor | Output:
         """Classify images and, on demand, say why, in the same pass.
 
@@ -116,6 +148,25 @@ class AttentionClassifier(nn.Module):
         evidence = self._checked_evidence(pooled) if return_evidence else None
         return Output(self.classify(pooled.vector), pooled.attention, evidence)
 
+    if TYPE_CHECKING:  # nn.Module tells type checkers that a call returns anything
+        __call__ = forward
+
+    def patch_positions(
+        self, size: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where the patches are on the network's input: they divide it evenly, unless a subclass knows better.
+
+        Args:
+            size: (height, width) of the input.
+            shape: (h, w) patches that it gives.
+
+        Returns:
+            Centre (y, x) of the first patch and distance (y, x) of neighbouring ones, in pixels; the first pixel's
+            centre is at 0.5.
+        """
+        step = (size[0] / shape[0], size[1] / shape[1])
+        return (step[0] / 2, step[1] / 2), step
+
     def classify(self, vector: Tensor) -> Tensor:
         """Pooled vector (B, C), or (B, K, C) where every class has its own → logits (B, K); without classes (B, C)."""
         vector = self.neck(vector)
@@ -124,7 +175,7 @@ class AttentionClassifier(nn.Module):
     @property
     def has_exact_evidence(self) -> bool:
         """Whether patches' shares sum to logit − bias by construction."""
-        return isinstance(self.pooling, AdditivePooling | AveragePooling)
+        return isinstance(self.pooling, Pooling) and self.pooling.additive
 
     def _checked_evidence(self, pooled: Pooled) -> Tensor:
         if not (self.has_exact_evidence and self.num_classes):
@@ -154,7 +205,7 @@ class AttentionClassifier(nn.Module):
         """
         pooling = self.config.pooling if global_pool is None else POOLING_ALIASES.get(global_pool, global_pool)
         keep = self.pooling if pooling == self.config.pooling and not self.class_wise else None
-        self.config = replace(self.config, num_classes=num_classes, pooling=pooling)
+        self.config = self._config_for(num_classes, pooling)
         self.num_classes = num_classes
         like = next(self.parameters())
         self._build_head()
@@ -167,6 +218,34 @@ class AttentionClassifier(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters of more than one axis that weight decay must spare: class tokens and queries."""
         return {f"pooling.{name}" for name, _ in self.pooling.named_parameters() if name in ("class_token", "query")}
+
+    # What it knows of its training
+
+    @property
+    def class_names(self) -> list[str]:
+        """Its classes' names, or "class 0", "class 1", … where it was given none.
+
+        Raises:
+            UserError: `metadata` has more names than there are classes, or fewer.
+        """
+        names = self.metadata.class_names
+        if names and len(names) != self.num_classes:
+            raise UserError(
+                f"this model has {self.num_classes} classes and {len(names)} class names; set "
+                "`model.metadata.class_names` to a name for each class"
+            )
+        return list(names) or [f"class {k}" for k in range(self.num_classes)]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images become its input, as fields of `patchconvnet.data.preprocessing.Preprocessing`.
+
+        They are its model folder's, or those that timm has registered its variant with; empty where it has neither.
+        """
+        if self.metadata.preprocessing:
+            return self.metadata.preprocessing
+        cfg = getattr(self, "pretrained_cfg", None)
+        return weights.preprocessing_of_cfg(cfg) if cfg else {}
 
     # Reading and writing
 
@@ -246,6 +325,8 @@ _COUNTS = {
     "stem_filters": (1, 65_536),
     "stem_stride": (1, 1_024),
     "stem_repeats": (0, 100),
+    "num_heads": (1, 65_536),
+    "depth_token_only": (1, 1_000),
 }
 _RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
 _RATIOS = {"se_ratio": 64, "mlp_ratio": 1_024, "layer_scale": 1_000_000}

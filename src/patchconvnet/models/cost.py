@@ -15,8 +15,9 @@ from patchconvnet.models.weights import published_tags
 class Cost:
     """Multiply-accumulates for one image.
 
-    ours: what this package computes.
-    published: what the same network costs with keys and values made for every patch, as papers and tables count it.
+    Attributes:
+        ours: what this package computes.
+        published: what the same network costs with keys and values made for every patch, as papers and tables count it.
     """
 
     ours: int
@@ -34,11 +35,10 @@ def multiply_accumulates(model: PatchConvNet, height: int, width: int) -> Cost:
     shallow, deeper = (_count(replace(model.config, depth=depth), height, width) for depth in (1, 2))
     ours = shallow + (model.config.depth - 1) * (deeper - shallow)  # the trunk's blocks are all alike
     grid = -(-height // model.patch_size) * -(-width // model.patch_size)
-    attention = getattr(model.pooling, "attn", None)
-    if not isinstance(attention, ClassAttention):
-        return Cost(ours, ours)
     # the single class token is a key and a value itself, class tokens of their own classes are not
-    return Cost(ours, ours + _saved(attention, patches=grid, keys=grid + (not model.class_wise)))
+    attentions = [module for module in model.pooling.modules() if isinstance(module, ClassAttention)]
+    saved = sum(_saved(attention, patches=grid, keys=grid + (not model.class_wise)) for attention in attentions)
+    return Cost(ours, ours + saved)
 
 
 def _count(config: PatchConvNetConfig, height: int, width: int) -> int:
@@ -56,7 +56,8 @@ def _saved(attention: ClassAttention, patches: int, keys: int) -> int:
         return 0
     dim, queries = attention.q.in_features, attention.num_queries
     published = 2 * keys * dim**2 + 2 * queries * keys * dim  # keys and values; scores and their sum
-    folded = 2 * queries * dim**2 + 2 * queries * patches * dim  # W_kᵀq and W_v·Σ; the same without the class token
+    # W_kᵀq and W_v·Σ, as much for all heads as for one; scores and sums of whole patches for each head
+    folded = 2 * queries * dim**2 + 2 * attention.num_heads * queries * patches * dim
     return published - folded
 
 
@@ -64,10 +65,11 @@ def _saved(attention: ClassAttention, patches: int, keys: int) -> int:
 class Variant(Cost):
     """A registered variant, and what it costs for one image of its input size.
 
-    name: for `timm.create_model`.
-    parameters: their number, with the default number of classes.
-    input_size: (height, width) it is made for; any other works too.
-    tags: its published weights, good for `PatchConvNet.from_pretrained`.
+    Attributes:
+        name: for `timm.create_model`.
+        parameters: their number, with the default number of classes.
+        input_size: (height, width) it is made for; any other works too.
+        tags: its published weights, good for `PatchConvNet.from_pretrained`.
     """
 
     name: str

@@ -4,11 +4,9 @@ Source: "Augmenting convolutional networks with attention-based aggregation", To
 "Augmenting convnets with aggregated attention", A. R. Gosthipaty, keras.io 2022. `PatchConvNetConfig` says which.
 """
 
-import copy
 import difflib
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,10 +16,10 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from patchconvnet import hardware
 from patchconvnet.errors import UserError, first_line
-from patchconvnet.models import checkpoints, fusion, weights
+from patchconvnet.models import checkpoints, weights
 from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier, check_config, check_image, is_checking
+from patchconvnet.models.fused import FusedNetwork
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.pooling import PoolingName, build_pooling
 from patchconvnet.models.stem import ConvStem, PooledStem, StemName, StemPadding
@@ -51,6 +49,9 @@ class PatchConvNetConfig:
     pooling_norm: normalisation of the patches that "additive", "additive_multi" and "average" pool; "same" is `norm`.
         "layer" makes all patches equally long, so that choosing between them is left to the attention.
     mlp_ratio: hidden width of the class attention's MLP.
+    num_heads, depth_token_only: heads and blocks of the class attention, under the names of the paper's code. Weights
+        of any number of heads have the same shapes: with another number than they were trained with, they load without
+        complaint and answer wrongly.
     drop_rate, attn_drop_rate, drop_path_rate: dropout in the pooling head's MLP or on its vector; on the attention
         weights; stochastic depth, the same in every block.
     init: "paper" (truncated normal 0.02) or "keras" (Glorot uniform).
@@ -78,6 +79,8 @@ class PatchConvNetConfig:
     pooling: PoolingName = "class_attention"
     pooling_norm: Literal["same", "layer", "batch"] = "same"
     mlp_ratio: float = 3.0
+    num_heads: int = 1
+    depth_token_only: int = 1
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -98,6 +101,13 @@ class PatchConvNetConfig:
             raise UserError(
                 f"embed_dim {self.embed_dim} must be a multiple of {max(self.stem_divisors)}, the stem's largest"
             )
+        if not self.pooling.startswith("class_attention") and (self.num_heads, self.depth_token_only) != (1, 1):
+            raise UserError(
+                f"num_heads {self.num_heads} and depth_token_only {self.depth_token_only} are of the class attention; "
+                f"pooling {self.pooling!r} has 1 of each"
+            )
+        if self.embed_dim % self.num_heads:
+            raise UserError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
         if self.block == "preactivation" and self.conv != "dense":
             raise UserError(f"block 'preactivation' has dense convolutions only; give conv 'dense', not {self.conv!r}")
         if int(self.embed_dim * self.se_ratio) < 1:
@@ -155,9 +165,17 @@ class PatchConvNet(AttentionClassifier):
             act=c.act,
             mlp_ratio=c.mlp_ratio,
             layer_scale=1.0 if c.layer_scale is None else c.layer_scale,
+            num_heads=c.num_heads,
+            depth=c.depth_token_only,
             attn_drop=c.attn_drop_rate,
             drop=c.drop_rate,
         )
+
+    def _config_for(self, num_classes: int, pooling: str) -> PatchConvNetConfig:
+        changes: dict[str, Any] = {"num_classes": num_classes, "pooling": pooling}
+        if not pooling.startswith("class_attention"):
+            changes |= {"num_heads": 1, "depth_token_only": 1}
+        return replace(self.config, **changes)
 
     def _init_new(self, module: nn.Module) -> None:
         if self.config.init == "keras":
@@ -181,6 +199,13 @@ class PatchConvNet(AttentionClassifier):
 
     def _run(self, block: nn.Module, patches: Tensor) -> Tensor:
         return checkpoint(block, patches) if self.grad_checkpointing and self.training else block(patches)
+
+    def patch_positions(
+        self, size: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Centre of the first patch's receptive field and distance of neighbours; the stem knows."""
+        step = float(self.patch_size)
+        return self.stem.first_centre(size), (step, step)
 
     # The rest of timm's contract
 
@@ -228,9 +253,7 @@ class PatchConvNet(AttentionClassifier):
     # Inference
 
     def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedPatchConvNet":
-        """A copy for inference: the same answers, faster (`fusion` says how). This network stays as it is.
-
-        It is for calling as it is: on a CPU with oneDNN, torch.compile leaves its layers out and torch.export stops.
+        """A copy for inference: the same answers, faster (`fused.py` says how and how much). This one stays as it is.
 
         Args:
             dtype: number format of stem and trunk. None keeps the weights' own, and answers are equal up to rounding
@@ -238,71 +261,13 @@ class PatchConvNet(AttentionClassifier):
                 and classifier keep the weights' format in any case.
 
         Raises:
-            UserError: while the network is in training mode.
+            UserError: while the network is in training mode, or for a dtype that is no floating point format.
         """
-        if self.training:
-            raise UserError("a network in training mode can't be fused: its weights still change; call eval() first")
         return FusedPatchConvNet(self, dtype)
 
 
-class FusedPatchConvNet(PatchConvNet):
-    """What `PatchConvNet.fuse` returns: everything that answers works, everything that changes weights is refused.
-
-    Images come and answers go in the number format of the network that was fused, on the device that it was on.
-    """
-
-    def __init__(self, model: PatchConvNet, dtype: torch.dtype | Literal["auto"] | None):
-        nn.Module.__init__(self)
-        like = next(model.parameters())
-        self.dtype = hardware.fastest_dtype(like.device) if dtype == "auto" else dtype or like.dtype
-        if not self.dtype.is_floating_point:
-            raise UserError(f"a network can't be fused to {self.dtype}; use a floating point format, 'auto' or None")
-        for name in (
-            "config", "num_classes", "in_chans", "num_features", "head_hidden_size", "embed_dim", "patch_size",
-            "feature_info", "class_wise", "metadata", "pretrained_cfg", "default_cfg",
-        ):  # fmt: skip
-            if hasattr(model, name):
-                setattr(self, name, copy.deepcopy(getattr(model, name)))
-        self.grad_checkpointing = False
-        with torch.no_grad():
-            self.stem = fusion.fuse_stem(model.stem, self.dtype)
-            self.trunk = nn.ModuleList(fusion.fuse_block(block, self.dtype) for block in model.trunk)
-            self.pooling = fusion.fuse_pooling(model.pooling)
-            self.head = copy.deepcopy(model.head)
-        self.requires_grad_(False)
-        super().train(False)
-
-    def forward_features(self, image: Tensor) -> Tensor:
-        """As `PatchConvNet.forward_features`; no gradient goes through it."""
-        if image.requires_grad and torch.is_grad_enabled():
-            raise UserError("a fused network gives no gradients; ask the network that it was made from")
-        with torch.no_grad():
-            return super().forward_features(image.to(self.dtype)).to(image.dtype)
-
-    def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedPatchConvNet":
-        raise UserError("this network is fused already")
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            raise UserError("a fused network can't be trained; train the network that it was made from")
-        return self
-
-    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
-        raise UserError("a fused network can't be saved; save the network that it was made from")
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        raise UserError("a fused network can't be published; publish the network that it was made from")
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        raise UserError("a fused network keeps its classifier; change that of the network that it was made from")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        raise UserError("a fused network can't be moved or converted; do so before fusing")
-
-    def __reduce_ex__(self, protocol: Any) -> Any:  # of copy and pickle
-        raise UserError(
-            "a fused network can't be copied or pickled: its weights lie as this CPU likes them; fuse again"
-        )
+class FusedPatchConvNet(FusedNetwork, PatchConvNet):
+    """What `PatchConvNet.fuse` returns; `FusedNetwork` says what it does."""
 
 
 def _stem(c: PatchConvNetConfig) -> ConvStem | PooledStem:

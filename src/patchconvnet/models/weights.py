@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, first_line, shortened
@@ -39,10 +40,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Metadata:
     """What a trained model knows besides its weights; all of it travels in the model folder's `config.json`.
 
-    class_names: one per logit, in order.
-    preprocessing: fields of `patchconvnet.data.preprocessing.Preprocessing`.
-    provenance: how it came to be: recipe, data, package version, date.
-    metrics: what it reached, by name.
+    Attributes:
+        class_names: one per logit, in order.
+        preprocessing: fields of `patchconvnet.data.preprocessing.Preprocessing`.
+        provenance: how it came to be: recipe, data, package version, date.
+        metrics: what it reached, by name.
     """
 
     class_names: list[str] = field(default_factory=list)
@@ -100,6 +102,22 @@ def cfg_for_channels(cfg: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
         if cfg.get(key) and len(cfg[key]) != in_chans:
             adapted[key] = (sum(cfg[key]) / len(cfg[key]),) * in_chans
     return adapted
+
+
+def preprocessing_of_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation preprocessing that timm's `pretrained_cfg` asks for, as fields of our `Preprocessing`."""
+    channels, height, width = cfg.get("input_size") or (3, 224, 224)
+    resize = {"squash": "stretch", "border": "letterbox"}.get(cfg.get("crop_mode") or "", "crop")
+    known = cfg.get("interpolation") in ("bicubic", "nearest")
+    return {
+        "size": [height, width],
+        "resize": resize,
+        "crop_ratio": (cfg.get("crop_pct") or 0.875) if resize == "crop" else 1.0,
+        "interpolation": cfg["interpolation"] if known else "bilinear",
+        "antialias": cfg.get("interpolation") != "nearest",
+        "mean": list(cfg.get("mean") or IMAGENET_DEFAULT_MEAN[:channels]),
+        "std": list(cfg.get("std") or IMAGENET_DEFAULT_STD[:channels]),
+    }
 
 
 def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict]:

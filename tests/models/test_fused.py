@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from patchconvnet import PatchConvNet, UserError, hardware
 from patchconvnet.explanation.evidence import look
-from patchconvnet.models import fusion
+from patchconvnet.models import fused as fused_module
 from patchconvnet.models.checkpoints import convert_keras, convert_official
-from patchconvnet.models.fusion import FusedLinear
+from patchconvnet.models.fused import FusedLinear
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VARIANTS = timm.list_models("patchconvnet*")
@@ -160,7 +160,7 @@ def test_without_onednn_the_answers_are_the_same(dtype: torch.dtype, monkeypatch
     model = trained("patchconvnet_keras", embed_dim=256)
     with torch.inference_mode():
         with_onednn = model.fuse(dtype)(make_image())
-        monkeypatch.setattr(fusion, "_has_onednn", lambda weight: False)
+        monkeypatch.setattr(fused_module, "_has_onednn", lambda weight: False)
         plain = model.fuse(dtype)
         assert not any(layer.packed for layer in plain.modules() if isinstance(layer, FusedLinear))
         close(with_onednn, plain(make_image()), 1e-5 if dtype is torch.float32 else 0.05)
