@@ -87,7 +87,7 @@ def test_explains_a_folder_and_leaves_out_what_is_no_image(
     code, out, _ = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder)
     assert code == 0
     assert "note.jpg" in out
-    assert "1 of 3 images could not be read" in out
+    assert "1 of 3 images could not be explained" in out
     assert sorted(path.name for path in out_folder.glob("*.json")) == ["cat.json", "more_cat.json"]
     assert (out_folder / "contact_sheet.png").is_file()
     code, _, err = answer(capsys, "explain", folder, "--model", digits_model, "--out", out_folder, "--strict")
@@ -189,17 +189,17 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (("train", "--recipe", "digits", "--optimization.momentm", "0.6"), "Did you mean --optimization.momentum?"),
         (
             ("train", "--recipe", "digits", "--optimization.schedule", "cos"),
-            "expected one of 'cosine', 'linear', not cos",
+            "expected one of cosine, linear, not cos",
         ),
         (
             ("train", "--recipe", "digits", "--data.validation", "x"),
-            "--data.validation: expected one of float, null, not x",
+            "--data.validation: expected a number or null, not x",
         ),
         (
             ("train", "--epochs", "models.train.x"),
-            "expected int, not models.train.x. What there is: patchconvnet train --h",
+            "expected a whole number, not models.train.x. All options: patchconvnet train --help",
         ),
-        (("explain",), "required: images. What there is: patchconvnet explain --help"),
+        (("explain",), "required: images. All options: patchconvnet explain --help"),
         (("explain", "{photo}", "--taget", "cat"), "Did you mean --target?"),
         (("trian",), "Did you mean train?"),
     ],

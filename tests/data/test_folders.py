@@ -63,10 +63,10 @@ def test_splits_of_its_own(tmp_path: Path, validation: str) -> None:
     splits = load(f"folder:{tmp_path}")
     assert [len(splits.require(split)) for split in ("train", "validation", "test")] == [7, 3, 5]
     assert splits.require("test").labels.tolist() == [1] * 5
-    with pytest.raises(UserError, match="has a validation folder of its own"):
+    with pytest.raises(UserError, match="has its own validation folder"):
         load(f"folder:{tmp_path}", validation=0.2)
     assert len(load(f"folder:{tmp_path}", validation=0).require("validation")) == 3  # none of the training images
-    with pytest.raises(UserError, match="leave test away"):
+    with pytest.raises(UserError, match="leave out the option test"):
         load(f"folder:{tmp_path}", test=0.2)
 
 
@@ -188,7 +188,7 @@ def test_a_class_of_unreadable_images_is_an_error(tmp_path: Path) -> None:
         (lambda path: (fill(path, {"a": 3, "b": 3}) / "c").mkdir(), "no images in class folder c"),
         (
             lambda path: fill(path, {"train/a": 3, "train/b": 3, "test/c": 1}),
-            "classes that the training folder has not: c",
+            "classes that the training folder lacks: c",
         ),
         (lambda path: (fill(path, {"train/a": 3, "train/b": 3}) / "val").mkdir(), "val holds no class folders"),
         (lambda path: write(fill(path, {"train/a": 3, "train/b": 3}) / "test/1.png"), "test holds no class folders"),

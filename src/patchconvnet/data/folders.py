@@ -3,13 +3,15 @@
     PATH/cat/…, PATH/dog/…                      one tree: a seeded stratified choice becomes validation and test
     PATH/train/cat/…, PATH/val/cat/…, PATH/test/cat/…   splits of its own
 
-Images may lie in folders below a class's folder. Hidden files and operating systems' leftovers are passed over.
+Images may be in folders below a class's folder. Hidden files and operating systems' leftovers are passed over; other
+files that are left out are counted and named.
 """
 
 import glob
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -24,6 +26,12 @@ from patchconvnet.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
 IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
+# kinds of images that Pillow reads with another package only, and how to have them read
+OTHER_IMAGES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'patchconvnet[heif]' to read them"),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf"), "export raw photographs as JPEG"),
+    ".svg": "export drawings as PNG",
+}
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
     "val": "validation",
@@ -31,6 +39,11 @@ SPLIT_FOLDERS: dict[str, SplitName] = {
     "validation": "validation",
     "test": "test",
 }
+# what lies beside images without being one: not worth a word
+COMPANIONS = frozenset(
+    (".txt", ".csv", ".json", ".md", ".xml", ".html", ".yaml", ".yml", ".npy", ".mat", ".log", ".py")
+)
+SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
 SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information"))
 DEFAULT_SHARE = 0.1  # of a tree's images, for validation and for test each
 
@@ -57,17 +70,23 @@ def load_folder(
         raise UserError(f"there is no folder {path}; give folder:PATH with one folder a class in it.")
     if not path.is_dir():
         raise UserError(f"{path} is a file; give folder:PATH with one folder a class in it.")
+    read_heif()
     trees = _split_folders(path)
-    class_names = _class_names(trees.get("train") or next(iter(trees.values()))) if trees else _class_names(path)
-    found = {split: _find(tree, class_names) for split, tree in (trees or {"all": path}).items()}
+    folder_names = _class_folders(trees.get("train") or next(iter(trees.values()))) if trees else _class_folders(path)
+    class_names = [class_name(name) for name in folder_names]
+    left_out = _LeftOut()
+    found = {split: _find(tree, folder_names, left_out) for split, tree in (trees or {"all": path}).items()}
+    beside = [folder for folder in _folders(path) if trees and folder.name.lower() not in SPLIT_FOLDERS]
+    beside = [folder for folder in beside if any(_images_below(folder, _LeftOut()))]
+    left_out.warn(path, _names(beside))
     found, skipped = _readable(found, path, strict, show_progress)
     if not trees:
         return _split_tree(path, found["all"], skipped, validation, test, seed)
 
     if test is not None:
-        raise UserError(f"{path} has splits of its own ({', '.join(trees)}); leave test away.")
+        raise UserError(f"{path} has its own splits ({', '.join(trees)}); leave out the option test.")
     if "validation" in found and validation:  # a recipe's 0 means: take none of the training images
-        raise UserError(f"{path} has a validation folder of its own; leave validation away.")
+        raise UserError(f"{path} has its own validation folder; leave out the option validation.")
     if "train" in found and "validation" not in found:
         count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
         if count:
@@ -97,15 +116,73 @@ def _split_tree(
     ]
     chosen = stratified_split(files.labels, counts, seed)
     for_validation, for_test, for_training = (files.subset(part) if len(part) else None for part in chosen)
-    return DataSplits(f"folder:{path}", files.class_names, for_training, for_validation, for_test, skipped)
+    names = files.class_names
+    return DataSplits(f"folder:{path}", names, for_training, for_validation, for_test, skipped, drawn=True)
+
+
+def class_name(folder: str) -> str:
+    """The name of the class in a folder: its own, with bytes that are not UTF-8 and control characters written out."""
+    text = os.fsencode(folder).decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def read_heif() -> bool:
+    """Let Pillow read HEIC and HEIF, if the package for it is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    IMAGE_SUFFIXES.update((".heic", ".heif", ".hif"))
+    return True
+
+
+class _LeftOut:
+    """Files that are not taken for images, counted by their endings, so that one sentence can name them."""
+
+    def __init__(self) -> None:
+        self.endings: Counter[str] = Counter()
+        self.loose = 0
+
+    def kinds(self, but: Collection[str] = ()) -> list[str]:
+        """How many of which ending, and what could be done about it."""
+        return [
+            f"{count} {ending or 'files without an ending'}" + (f" ({hint})" if hint else "")
+            for ending, count in self.endings.most_common(5)
+            for hint in [OTHER_IMAGES.get(ending)]
+            if ending not in but
+        ]
+
+    def warn(self, path: Path, folders: Sequence[str] = ()) -> None:
+        """Say what was left out of `path`, if anything."""
+        parts = self.kinds(but=COMPANIONS)
+        if self.loose:
+            parts.append(f"{self.loose} images beside the class folders, which have no class")
+        if folders:
+            parts.append(f"the folders beside its splits: {', '.join(map(class_name, folders[:5]))}")
+        if parts:
+            warnings.warn(f"left out of {path}: {'; '.join(parts)}", stacklevel=4)
 
 
 def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_junk(entry.name))
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_junk(entry.name))
+    except OSError as error:
+        raise _closed(error) from error
+
+
+def _closed(error: OSError) -> UserError:
+    return UserError(
+        f"cannot open the folder {error.filename}: {error.strerror or error}; allow reading it, or remove it."
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    return [folder.name for folder in folders]
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -119,12 +196,14 @@ def _split_folders(path: Path) -> dict[str, Path]:
         if split in trees:
             raise UserError(f"{path} has two {split} folders, {trees[split].name} and {folder.name}; keep one.")
         trees[split] = folder
-    # Without train/ beside them, folders called "test" or "val" among others are classes like those.
-    return trees if "train" in trees or len(trees) == len(folders) else {}
+    # Among folders of other names, "test" or "val" without train/, and "train" without folders in it, are classes too.
+    if "train" in trees and (len(trees) == len(folders) or _folders(trees["train"])):
+        return trees
+    return trees if len(trees) == len(folders) else {}
 
 
-def _class_names(path: Path) -> list[str]:
-    names = [folder.name for folder in _folders(path)]
+def _class_folders(path: Path) -> list[str]:
+    names = _names(_folders(path))
     if not names:
         raise UserError(f"{path} holds no class folders; put the images of each class into a folder of its name.")
     if len(names) == 1:
@@ -132,36 +211,63 @@ def _class_names(path: Path) -> list[str]:
     return names
 
 
-def _find(path: Path, class_names: list[str]) -> ImageFiles:
+def _find(path: Path, folder_names: list[str], left_out: _LeftOut) -> ImageFiles:
     """All files under a tree's class folders that are images by their name."""
     folders = _folders(path)
     if not folders:
         raise UserError(
             f"{path} holds no class folders; put its images into folders of their classes' names, or remove it."
         )
-    unknown = [folder.name for folder in folders if folder.name not in class_names]
+    unknown = [folder.name for folder in folders if folder.name not in folder_names]
     if unknown:
-        raise UserError(f"{path} has classes that the training folder has not: {', '.join(unknown[:5])}.")
+        raise UserError(
+            f"{path} has classes that the training folder lacks: {', '.join(map(class_name, unknown[:5]))}."
+        )
+    left_out.loose += sum(_is_image(entry) for entry in path.iterdir() if entry.is_file() and not _is_junk(entry.name))
     paths: list[Path] = []
     labels: list[int] = []
     empty = []
     for folder in folders:
-        images = sorted(_images_below(folder))
+        images = sorted(_images_below(folder, left_out))
         if not images:
             empty.append(folder.name)
         paths += images
-        labels += [class_names.index(folder.name)] * len(images)
+        labels += [folder_names.index(folder.name)] * len(images)
     if empty:
-        raise UserError(f"no images in class folder {', '.join(empty[:5])} of {path}; fill or remove it.")
-    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), class_names)
+        found = "; ".join(left_out.kinds())
+        raise UserError(
+            f"no images in class folder {', '.join(map(class_name, empty[:5]))} of {path}"
+            + (f" (files of other kinds: {found})" if found else "")
+            + "; put images into it, or remove it."
+        )
+    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), [class_name(name) for name in folder_names])
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+def _images_below(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
+    def closed(error: OSError) -> None:
+        raise _closed(error) from error
+
+    for parent, folders, files in os.walk(folder, onerror=closed):
         folders[:] = [name for name in folders if not _is_junk(name)]
         for name in files:
-            if not _is_junk(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if _is_junk(name):
+                continue
+            if _is_image(Path(parent, name)):
                 yield Path(parent, name)
+            else:
+                left_out.endings[os.path.splitext(name)[1].lower()] += 1
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, or else by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in OTHER_IMAGES:
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # PIL's readers answer foreign files with errors of many types
+        return False
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -176,20 +282,27 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         UserError: a source that is none of these, or a folder or pattern without images.
     """
+    read_heif()
     found: dict[Path, None] = {}
     for source in sources:
+        left_out = _LeftOut()
+        if "\0" in str(source):
+            raise UserError(f"{class_name(str(source))!r} is not a file name.")
         path = Path(source).expanduser()
         if path.is_file():
             paths = [path]
         elif path.is_dir():
-            paths = sorted(_images_below(path))
+            paths = sorted(_images_below(path, left_out))
         else:
-            matches = (Path(name) for name in glob.glob(str(path), recursive=True))
-            paths = sorted(match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES)
+            matches = [match for name in glob.glob(str(path), recursive=True) if (match := Path(name)).is_file()]
+            paths = sorted(match for match in matches if _is_image(match))
+            left_out.endings.update(match.suffix.lower() for match in matches if match not in paths)
             if not paths and not glob.has_magic(str(path)):
                 raise UserError(f"there is no image or folder {source}.")
         if not paths:
-            raise UserError(f"no images in {source}; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+            others = "; ".join(left_out.kinds())
+            raise UserError(f"no images in {source}; it has {others or 'no files'}.")
+        left_out.warn(path)
         found.update(dict.fromkeys(paths))
     return list(found)
 
@@ -211,7 +324,7 @@ def _readable(
     names = ", ".join(str(path.relative_to(root)) for path in skipped[:5]) + (", …" if len(skipped) > 5 else "")
     message = f"{len(skipped)} of {len(paths)} files in {root} are not readable images: {names}"
     if strict:
-        raise UserError(f"{message}; mend or remove them, or read without strict to skip them.")
+        raise UserError(f"{message}; repair or remove them, or leave out strict to skip them.")
     kept = {
         split: files.subset([index for index, path in enumerate(files.paths) if readable[path]])
         for split, files in found.items()

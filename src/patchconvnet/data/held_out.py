@@ -6,8 +6,9 @@ A model folder's provenance says how: the recipe's data options, and a fingerpri
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from patchconvnet.data import datasets
 from patchconvnet.data.splits import DataSplits, SplitName
@@ -15,7 +16,7 @@ from patchconvnet.data.splits import DataSplits, SplitName
 
 def load_held_out(
     name: str,
-    split: SplitName,
+    split: SplitName | Literal["auto"],
     provenance: Mapping[str, Any],
     *,
     root: str | os.PathLike[str] | None = None,
@@ -29,9 +30,9 @@ def load_held_out(
 
     Args:
         name: of the data set, as for `patchconvnet.data.datasets.load`.
-        split: the one to measure on.
+        split: the one to measure on; "auto" as for `chosen_split`.
         provenance: the model's `metadata.provenance`; empty where nothing is known.
-        validation, test, seed: how to divide it instead.
+        validation, test, seed: how to divide it instead; a `test` of 1 makes all images the test split.
         root, strict, show_progress: as for `datasets.load`.
 
     Warns:
@@ -44,17 +45,40 @@ def load_held_out(
     if _is_training_data(name, root, provenance):
         options = provenance.get("recipe", {}).get("data", {})
         division = {key: options.get(key) if value is None else value for key, value in division.items()}
+    everything = division["test"] == 1
     data = datasets.load(
         name,
         root=root,
-        validation=division["validation"],
-        test=division["test"],
+        validation=None if everything else division["validation"],
+        test=None if everything else division["test"],
         seed=int(division["seed"] or 0),
         strict=strict,
         show_progress=show_progress,
     )
-    warn_if_learned(data, split, provenance, root=root)
+    if everything:
+        warn_if_learned(data, "all", provenance, root=root)
+        return replace(data, train=None, validation=None, test=data.require("all"), drawn=False)
+    warn_if_learned(data, chosen_split(data, split, provenance, root=root), provenance, root=root)
     return data
+
+
+def chosen_split(
+    data: DataSplits,
+    split: SplitName | Literal["auto"],
+    provenance: Mapping[str, Any],
+    *,
+    root: str | os.PathLike[str] | None = None,
+) -> SplitName:
+    """The split to measure on: "auto" is "all" for a folder without a test folder that the model has not seen.
+
+    Args: as `warn_if_learned`.
+
+    Returns:
+        `split` if it is not "auto"; "test" for all other data.
+    """
+    if split != "auto":
+        return split
+    return "all" if data.drawn and not _has_seen(data, provenance, root) else "test"
 
 
 def warn_if_learned(
@@ -71,16 +95,28 @@ def warn_if_learned(
     Warns:
         UserWarning: with other numbers or another seed, or other files, images may be measured that the model learned.
     """
-    before, now, asked = provenance.get("data", {}).get("fingerprint", {}), data.fingerprint(), f"{split} images"
-    same_images = before.get("all images") == now["all images"]
-    if not (same_images or _is_training_data(data.name, None, provenance, root)) or asked not in before:
+    before, now, asked = _fingerprint(provenance), data.fingerprint(), f"{split} images"
+    if not _has_seen(data, provenance, root) or asked not in before:
         return
-    if before[asked] != now[asked]:
+    same_images = before.get("all images") == now["all images"]
+    if split == "all":
+        warnings.warn(f"all images of {data.name} include those that the model was trained on", stacklevel=2)
+    elif before[asked] != now[asked]:
         how = "divided otherwise" if same_images else "not the same images"
         warnings.warn(
             f"{data.name} is {how} than when the model was trained: its {asked} may be some that it has learned",
             stacklevel=2,
         )
+
+
+def _has_seen(data: DataSplits, provenance: Mapping[str, Any], root: str | os.PathLike[str] | None) -> bool:
+    """Whether the model was trained on these images, or on others of this data set."""
+    same_images = _fingerprint(provenance).get("all images") == data.fingerprint()["all images"]
+    return same_images or _is_training_data(data.name, None, provenance, root)
+
+
+def _fingerprint(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    return provenance.get("data", {}).get("fingerprint", {})
 
 
 def _is_training_data(

@@ -17,7 +17,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +187,7 @@ class DataSplits:
         class_names: one name a class.
         train, validation, test: the splits; None where there is none.
         skipped: files that were left out because they are not readable images.
+        drawn: whether the test split was drawn from a folder that has none of its own.
     """
 
     name: str
@@ -195,6 +196,7 @@ class DataSplits:
     validation: Split | None = None
     test: Split | None = None
     skipped: tuple[Path, ...] = ()
+    drawn: bool = False
 
     def fingerprint(self) -> dict[str, str | list[str]]:
         """What tells these splits from others: the classes, and the labels and file names of each split's images.
@@ -210,19 +212,30 @@ class DataSplits:
         }
 
     def require(self, split: SplitName) -> Split:
-        """The split of that name.
+        """The split of that name; "all" is the images of all splits together.
 
         Raises:
             UserError: the data set has none, or the name is not that of a split.
         """
         known = {"train": self.train, "validation": self.validation, "test": self.test}
+        if split == "all":
+            return _together([images for images in known.values() if images is not None])
         if split not in known:
-            raise UserError(f"unknown split {split!r}; known: {', '.join(known)}.")
+            raise UserError(f"unknown split {split!r}; known: {', '.join(known)}, all.")
         images = known[split]
         if images is None:
             present = ", ".join(name for name, value in known.items() if value is not None)
             raise UserError(f"data set {self.name!r} has no {split} split; it has: {present}.")
         return images
+
+
+def _together(parts: list[Split]) -> Split:
+    labels = torch.cat([part.labels for part in parts])
+    if isinstance(parts[0], Images):
+        pixels = torch.cat([part.images for part in parts if isinstance(part, Images)])
+        return Images(pixels, labels, parts[0].class_names)
+    paths = [path for part in parts if isinstance(part, ImageFiles) for path in part.paths]
+    return ImageFiles(paths, labels, parts[0].class_names)
 
 
 def _keys(images: Split) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader
@@ -243,7 +243,10 @@ class Recipe:
         return _differences(self, other, "")
 
 
-def recipe_parser(kind: type[ArgumentParser] = ArgumentParser, **options: Any) -> ArgumentParser:
+Parser = TypeVar("Parser", bound=ArgumentParser)
+
+
+def recipe_parser(kind: type[Parser] = ArgumentParser, **options: Any) -> Parser:  # type: ignore[assignment]
     """A command line of a recipe's fields, and `--recipe`, a file or shipped recipe that sets many at once."""
     parser = kind(**options)
     parser.add_argument("--recipe", action=_RecipeFile, help="a YAML file, or one of: " + ", ".join(shipped_recipes()))
@@ -269,7 +272,7 @@ def read_recipe(source: str | os.PathLike[str] | Recipe, changes: Mapping[str, A
     Raises:
         UserError: there is none, or it has fields or values that a recipe can't have.
     """
-    parser = recipe_parser(exit_on_error=False)
+    parser: ArgumentParser = recipe_parser(exit_on_error=False)
     asked = _by_field(changes or {})
     try:
         if isinstance(source, Recipe):

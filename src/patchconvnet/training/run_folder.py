@@ -172,7 +172,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda part: part.write_text(text))
+        write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -1,0 +1,171 @@
+"""`patchconvnet explain`."""
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.commands.sources import Size, load_model
+from patchconvnet.commands.terminal import printable
+from patchconvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from patchconvnet.explanation import Explanation
+    from patchconvnet.models import AttentionClassifier
+
+SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
+LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
+MOST_CLASSES_LISTED = 10
+
+
+def explain(
+    images: list[str],
+    *,
+    model: str = "cifar10",
+    out: Path = Path("explanations"),
+    size: Size = None,
+    target: str | None = None,
+    refine: int = 0,
+    top: int = 5,
+    strict: bool = False,
+    device: str = "auto",
+) -> int:
+    """See what a model says about images, and which patches made it say so.
+
+      patchconvnet explain cat.jpg
+      patchconvnet explain holiday/ 'more/*.png' --model runs/pets --out maps --target dog
+
+    For each image: a figure, the map as .npy and as a transparent overlay, and a JSON; for all of them predictions.csv.
+
+    Args:
+        images: image files, folders of them, or patterns in quotes.
+        model: a run folder, a model folder, a published tag such as patchconvnet_s60.fb_in1k, a hub id (owner/name), or
+            cifar10, a small model that ships with the package and knows airplane, automobile, bird, cat, deer, dog,
+            frog, horse, ship and truck.
+        out: folder for the files that are written.
+        size: another network input, such as 96 or 64x48 (height x width); a larger one gives a finer map.
+        target: class to ask about instead of the predicted one.
+        refine: average n x n shifts and both flips into a finer map.
+        top: classes that figures list.
+        strict: stop at an image that cannot be read, instead of leaving it out.
+        device: cpu, cuda, mps or auto.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from patchconvnet.data.folders import find_images
+    from patchconvnet.explanation import explain as explain_image
+    from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
+    from patchconvnet.training.run_folder import write_text
+
+    paths = find_images(images)
+    _make_folder(out)
+    network, _ = load_model(model, device)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{printable(model)}: {_knows(network)}")
+    options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top}
+    explained, failed = [], 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
+        for path, stem in zip(bar.track(paths, description="explaining"), unique_stems(paths), strict=True):
+            try:
+                explanation = explain_image(network, path, name=printable(stem), **options)
+                saved = explanation.save(out, stem)
+            except (UserError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
+                _raise_if_not_of_this_image(error, network, options)
+                if strict:
+                    raise UserError(_why(path, error)) from error
+                failed += 1
+                console.print(f"skipped: {printable(_why(path, error))}", style="yellow")
+                continue
+            likely = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in explanation.top_classes(3))
+            console.print(f"{printable(path)}: {likely} → {printable(saved.figure)}")
+            explained.append((path, explanation.scaled(SHEET_SIDE)))
+    if not explained:
+        raise UserError(f"none of the {len(paths)} images could be explained")
+    write_text(out / "predictions.csv", _predictions(explained))
+    if len(explained) > 1:
+        for i, sheet in enumerate(contact_sheet([explanation for _, explanation in explained])):
+            file = out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
+            save_image(to_image(sheet), file)
+            console.print(f"contact sheet: {printable(file)}")
+    if failed:
+        console.print(f"{failed} of {len(paths)} images could not be explained and were left out")
+    return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command with the words typed after its name."""
+    parser = CommandLine(explain, usage="patchconvnet explain IMAGES ... [options]")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, or patterns in quotes")
+    parser.add_function_arguments(explain, skip={"images"}, as_group=False)
+    return explain(**parser.parse(words))
+
+
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """Beginnings of file names: the images' own; where two are equal, the folder's name and then a number differ."""
+    stems: dict[str, None] = {}
+    for path in paths:
+        stem = _short(path.stem)
+        if stem in stems:
+            stem = _short(f"{path.parent.name}_{path.stem}")
+        number, base = 2, stem
+        while stem in stems:
+            stem, number = f"{base}_{number}", number + 1
+        stems[stem] = None
+    return list(stems)
+
+
+def _short(stem: str) -> str:
+    """Cut so that file systems take it with an ending."""
+    return stem if len(os.fsencode(stem)) <= LONGEST_STEM else os.fsdecode(os.fsencode(stem)[:LONGEST_STEM])
+
+
+def _knows(network: "AttentionClassifier") -> str:
+    names = network.metadata.class_names or [f"class {k}" for k in range(network.num_classes)]
+    listed = ", ".join(map(printable, names[:MOST_CLASSES_LISTED]))
+    if len(names) <= MOST_CLASSES_LISTED:
+        return f"knows {listed}"
+    return f"knows {len(names):,} classes, such as {listed}"
+
+
+def _raise_if_not_of_this_image(error: Exception, network: Any, options: dict[str, Any]) -> None:
+    """Raise what would stop any other image too: a full disk, or an option that the model does not take."""
+    from PIL import Image
+
+    from patchconvnet.explanation import explain as explain_image
+
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    explain_image(network, Image.new("RGB", (64, 64)), **options)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"cannot write to {out}: the folder is not writable")
+
+
+def _why(path: Path, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error) if path.name in str(error) else f"{path}: {error}"
+    what = str(error).partition("\n")[0] or type(error).__name__
+    return f"{path} cannot be explained: {what}"
+
+
+def _predictions(explained: "Sequence[tuple[Path, Explanation]]") -> str:
+    """A CSV: path, predicted class, and the probability of each class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "class", *explained[0][1].class_names])
+    for path, explanation in explained:
+        shares = (f"{share:.6g}" for share in explanation.probabilities.tolist())
+        writer.writerow([printable(path), explanation.predicted.name, *shares])
+    return text.getvalue()

@@ -1,0 +1,90 @@
+"""`patchconvnet train`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.errors import UserError
+from patchconvnet.training.recipe import Recipe, recipe_from, recipe_parser
+from patchconvnet.training.run_folder import RECIPE_FILE
+
+ALIASES = {"data": "data.name", "model": "model.name", "accelerator": "device", "devices": "device_count"}
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: Literal["no", "yes", "auto"] = "no",
+    device: str = "auto",
+    device_count: int | None = None,
+    nodes: int | None = None,
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+) -> int:
+    """Train a network. Start from a recipe and change any field of it.
+
+      patchconvnet train --recipe digits
+      patchconvnet train --recipe cifar10_default --epochs 5 --out runs/quick
+      patchconvnet train --recipe pictures --data folder:my_pictures
+      patchconvnet train --resume --out runs/quick
+
+    Args:
+        recipe: everything that decides the training.
+        out: run folder; runs/RECIPE-DATE if not given.
+        resume: continue the run in --out after its last finished epoch; auto starts one if there is none yet.
+        device: cpu, cuda, mps or auto.
+        device_count: devices to use on each machine; 1, or as many as torchrun starts processes.
+        nodes: machines; run the same command on each under torchrun.
+        strategy: ddp gives each device the whole network, fsdp a part of it.
+    """
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from patchconvnet.training.launch import Hardware
+    from patchconvnet.training.loop import train as run_training
+
+    try:
+        run_training(recipe, out, resume=resume, hardware=Hardware(device, device_count, nodes, strategy))
+    except KeyboardInterrupt:
+        if rank_zero_only.rank == 0:
+            again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
+            print(f"\npatchconvnet: interrupted; continue with: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command with the words typed after its name."""
+    parser = recipe_parser(CommandLine, function=train)
+    parser.add_argument(
+        "--resume", nargs="?", const="yes", default="no", choices=["no", "yes", "auto"],
+        help="continue the run in --out after its last finished epoch; auto: start one if there is none yet",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path | None, default=None, help="run folder; runs/RECIPE-DATE if not given")
+    parser.add_function_arguments(train, skip={"recipe", "out", "resume"}, as_group=False)
+    parser.hide({f.name for f in fields(Recipe)})
+    parser.aliases = ALIASES
+    words = list(parser.normalised(words))
+    own = [word for word in words if word.startswith("--recipe=")]
+    values = parser.parse_args([*(own or _recipe_of_run(words)), *(word for word in words if word not in own)])
+    if values.out is None and values.resume != "no":
+        raise UserError("--resume needs --out, the run folder to continue")
+    recipe = recipe_from(parser, values)
+    name = Path(str(values.recipe[0])).stem if values.recipe else "run"
+    return train(
+        recipe,
+        out=values.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
+        **{name: values[name] for name in ("resume", "device", "device_count", "nodes", "strategy")},
+    )
+
+
+def _recipe_of_run(words: Sequence[str]) -> list[str]:
+    """A resumed run has a recipe of its own; `--recipe` and other options change it where that is allowed."""
+    out = next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), "")
+    is_resumed = any(word.startswith("--resume") and word != "--resume=no" for word in words)
+    kept = Path(out, RECIPE_FILE)
+    return [f"--recipe={kept}"] if out and is_resumed and kept.is_file() else []
