@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-dev
 
 # the site in build/site; broken links and docstrings that do not render are errors
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run_all.py

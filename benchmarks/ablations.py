@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --root DATA [--epochs 5] [--only "cutout of 8 pixels" …] [--seeds 1] [--out DIR]
 
 Trains with `patchconvnet train` on the first 40,000 training images; the last epoch's accuracy on the other 10,000
-counts, the test set plays no part. An interrupted comparison goes on where it stopped. The tables of docs/experiments.md
+counts; the test set plays no part. An interrupted comparison goes on where it stopped. docs/experiments.md's tables
 are written from docs/benchmarks/ablations.json, where lines that are not run keep what they have.
 """
 

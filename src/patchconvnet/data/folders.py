@@ -59,7 +59,7 @@ def load_folder(
 ) -> DataSplits:
     """The images under `path`, each checked once for being readable.
 
-    Args: see `patchconvnet.data.datasets.load`.
+    The other arguments are those of `patchconvnet.data.datasets.load`.
 
     Raises:
         UserError: there is no such folder, it holds no class folders or only one, a class is without images, val/ or

@@ -109,7 +109,11 @@ def evolution_frames(
 ) -> list[Image.Image]:
     """The same as an `attention_grid` an epoch, on one scale an image: frames for `write_gif`.
 
-    Args: as `attention_evolution`; headings: one an epoch, by default its number; dpi: pixels an inch.
+    The other arguments are those of `attention_evolution`.
+
+    Args:
+        headings: one for each epoch, by default its number.
+        dpi: pixels an inch.
 
     Raises:
         UserError: as `attention_evolution`.

@@ -190,7 +190,10 @@ class Maps:
     ) -> np.ndarray:
         """A map at the image's own resolution, (H, W) float32, each value where its pixels are; 0 where unseen.
 
-        Args: as `map_for`; smoothing: "bilinear" between patch centres, or "nearest".
+        Args:
+            target: class name or index, as for `map_for`.
+            kind: "attention" or "evidence".
+            smoothing: "bilinear" between patch centres, or "nearest".
         """
         return place(self.map_for(target, kind), self.grid, self.geometry, smoothing=smoothing)
 
@@ -202,7 +205,10 @@ class Maps:
         Attention is inferno, from 0 to its largest value, at opacity 0.6 (as in the Keras example); evidence is blue
         (against) to red (for), the more opaque the stronger. What the network did not see is transparent.
 
-        Args: as `placed`.
+        Args:
+            target: class name or index, as for `map_for`.
+            kind: "attention" or "evidence".
+            smoothing: "bilinear" between patch centres, or "nearest".
         """
         values = self.placed(target, kind, smoothing=smoothing)
         colour = evidence_colours if kind == "evidence" else attention_colours

@@ -364,7 +364,7 @@ class KerasPooling(AttendingPooling):
 
     c = c + attention(norm₁[c; patches]); c = norm₃(norm₂(c)); c + MLP(c).
 
-    Args: as `ClassAttentionPooling`.
+    The arguments are those of `ClassAttentionPooling`.
     """
 
     def __init__(self, dim: int, *, act: ActName = "gelu_tanh", attn_drop: float = 0.0, drop: float = 0.0):
