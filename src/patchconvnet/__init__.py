@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchconvnet.api import audit, evaluate, train
     from patchconvnet.errors import UserError
     from patchconvnet.explanation import Explanation, explain
+    from patchconvnet.faithfulness.attribute import attribute
     from patchconvnet.models import Output, PatchConvNet, PatchConvNetConfig, load, with_attention_pooling
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PatchConvNetConfig",
     "UserError",
     "__version__",
+    "attribute",
     "audit",
     "evaluate",
     "explain",
@@ -35,6 +37,7 @@ _HOMES = {
     "patchconvnet.api": ("audit", "evaluate", "train"),
     "patchconvnet.errors": ("UserError",),
     "patchconvnet.explanation": ("Explanation", "explain"),
+    "patchconvnet.faithfulness.attribute": ("attribute",),
     "patchconvnet.models": ("Output", "PatchConvNet", "PatchConvNetConfig", "load", "with_attention_pooling"),
 }
 

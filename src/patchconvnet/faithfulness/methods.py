@@ -126,8 +126,12 @@ class Method:
     def __call__(
         self, model: nn.Module, images: Tensor, classes: Tensor, options: AttributionOptions | None = None
     ) -> Attribution:
-        """The maps of `classes` (B, T) for preprocessed images (B, C, H, W)."""
-        return self.compute(model, images, classes, options or AttributionOptions())
+        """The maps of `classes` (B, T) for preprocessed images (B, C, H, W).
+
+        Ours carry gradients if the images require them.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+            return self.compute(model, images, classes, options or AttributionOptions())
 
 
 @contextmanager
@@ -148,8 +152,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def _attention(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
     if not hasattr(model, "pooling"):
         raise UserError(f"{type(model).__name__} has no attention pooling, so it has no attention map to measure.")
-    with torch.no_grad():
-        attention = model(images, return_attention=True).attention  # (B, Q, h, w)
+    attention = model(images, return_attention=True).attention  # (B, Q, h, w)
     queries, h, w = attention.shape[1:]
     rows = classes if queries > 1 else torch.zeros_like(classes)
     values = attention.gather(1, rows[..., None, None].expand(-1, -1, h, w))
@@ -157,16 +160,14 @@ def _attention(model: nn.Module, images: Tensor, classes: Tensor, _: Attribution
 
 
 def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
-    with torch.no_grad():
-        seen = look(model, images, tuple(classes.unique().tolist()), top=1)
+    seen = look(model, images, tuple(classes.unique().tolist()), top=1)
     values = seen.evidence_of(classes)
     total = seen.logits.gather(1, classes) - seen.bias[classes]
     return Attribution(values, patch_grid(model, _size(images), _size(values)), total)
 
 
 def _lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
-    with torch.no_grad():
-        seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
+    seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
     # what other images of the batch were asked about has evidence too, but is no rival here
     likeliest = seen.logits.topk(min(MOST_RIVALS, seen.logits.shape[1]), 1).indices  # (B, R)
     rival = (seen.classes[:, :, None] == likeliest[:, None]).any(2)  # (B, K')
