@@ -1,5 +1,7 @@
 """Evidence sums to the logit where it is called exact, and is the derivative where it is called first order."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import timm
@@ -15,12 +17,13 @@ EXACT = ["additive", "additive_multi", "average"]
 FIRST_ORDER = ["keras", "class_attention", "class_attention_multi"]
 
 
-def model_of(pooling: str, num_classes: int = 7) -> nn.Module:
+def model_of(pooling: str, num_classes: int = 7, **options: object) -> nn.Module:
     """A small network with random weights, none of them at the zeros and ones that training starts from."""
     torch.manual_seed(3)
     model = timm.create_model(
-        "patchconvnet_mini", embed_dim=32, depth=1, pooling=pooling, num_classes=num_classes, layer_scale=1.0
-    )
+        "patchconvnet_mini", embed_dim=32, depth=1, pooling=pooling, num_classes=num_classes, layer_scale=1.0,
+        **options,
+    )  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -91,6 +94,48 @@ def test_first_order_evidence_is_the_derivative_by_each_patchs_value(pooling, im
                 less[i] -= step
                 slope = (paper_logits(model, patches[b], more) - paper_logits(model, patches[b], less)) / (2 * step)
                 torch.testing.assert_close(seen.evidence[b, :, i // 9, i % 9], slope, atol=1e-8, rtol=1e-6)
+
+
+def logits_with_scaled_values(model: nn.Module, patches: Tensor, scale: Tensor) -> Tensor:
+    """Heads and blocks as in the paper's public code, with each patch's value scaled in all of them, (N)."""
+    pooling = model.pooling
+    heads, c, tokens = pooling.attn.num_heads, patches.shape[1], pooling.class_token[0]
+    for layers in (pooling, *(SimpleNamespace(**block) for block in pooling.further.values())):
+        attn, queries, keys = layers.attn, layers.norm1(tokens), layers.norm1(patches)
+        factors = scale
+        if not pooling.class_wise:
+            keys, factors = torch.cat([queries, keys]), torch.cat([scale.new_ones(1), scale])
+        q, k, v = (
+            f(x).reshape(len(x), heads, c // heads).transpose(0, 1)
+            for f, x in ((attn.q, queries), (attn.k, keys), (attn.v, keys))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v * factors[:, None])
+        tokens = tokens + layers.layer_scale1.gamma * attn.proj(mixed.transpose(0, 1).reshape(-1, c))
+        mlp = layers.mlp.fc2(F.gelu(layers.mlp.fc1(layers.norm2(tokens))))
+        tokens = tokens + layers.layer_scale2.gamma * mlp
+    x = pooling.norm(tokens)
+    if pooling.class_wise:
+        return (x * model.head.weight).sum(1) + model.head.bias
+    return model.head(x[0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("pooling", ["class_attention", "class_attention_multi"])
+@pytest.mark.parametrize(("heads", "depth"), [(4, 1), (1, 2), (2, 3)])
+def test_first_order_evidence_of_several_heads_and_blocks(heads, depth, pooling, fused, images):
+    """The derivative by each patch's value, through all heads and blocks, by autograd over plain formulas."""
+    model = model_of(pooling, num_heads=heads, depth_token_only=depth).double()
+    images = images.double()
+    with torch.no_grad():
+        seen = look(model.fuse() if fused else model, images)
+        patches = model.forward_features(images).flatten(2).mT  # (B, N, C)
+    ones = torch.ones(54, dtype=torch.float64)
+    for b in range(len(images)):
+        torch.testing.assert_close(logits_with_scaled_values(model, patches[b], ones), seen.logits[b])
+        slopes = torch.autograd.functional.jacobian(
+            lambda s, b=b: logits_with_scaled_values(model, patches[b], s), ones
+        )
+        torch.testing.assert_close(seen.evidence[b].flatten(1), slopes, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("pooling", EXACT + FIRST_ORDER)

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from patchconvnet import PatchConvNet, UserError
 from patchconvnet.models.checkpoints import (
+    convert_official,
     load_checkpoint,
     official_name,
     read_keras_weights,
+    to_official,
 )
 from patchconvnet.models.labels import imagenet_class_names
 from patchconvnet.models.weights import published_tags
@@ -190,6 +193,70 @@ def test_every_key_of_the_papers_code_translates_back() -> None:
         back = {official_name(key, model.class_wise) for key in model.state_dict()}
         rows = {f"head.{k}.{leaf}" for k in range(1, 7) for leaf in ("weight", "bias")} if name == "multi" else set()
         assert back == set(theirs) - rows
+
+
+@pytest.mark.parametrize("name", ["single", "multi"])
+def test_to_the_papers_names_and_back(name: str) -> None:
+    theirs = official_state(name)
+    there_and_back = to_official(convert_official(theirs), class_wise=name == "multi")
+    assert there_and_back.keys() == theirs.keys()
+    assert all(torch.equal(there_and_back[key], theirs[key]) for key in theirs)
+
+
+def deeper(state: State, heads: int) -> tuple[State, Callable[[torch.Tensor], torch.Tensor]]:
+    """A checkpoint with two blocks of class attention, and what the public code's formulas make of trunk patches."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = [key for key in state if key.startswith("blocks_token_only.0.")]
+    more = {key.replace(".0.", ".1.", 1): torch.randn(state[key].shape, generator=generator) * 0.2 for key in blocks}
+    state = {**state, **more}
+
+    def answer(patches: torch.Tensor) -> torch.Tensor:
+        b, _, c = patches.shape
+        token = state["cls_token"].expand(b, -1, -1)
+        for i in (0, 1):
+            w = {key.removeprefix(f"blocks_token_only.{i}."): value for key, value in state.items()}
+
+            def norm(x: torch.Tensor, name: str, w: State = w) -> torch.Tensor:
+                return F.layer_norm(x, (c,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+
+            def linear(x: torch.Tensor, name: str, w: State = w) -> torch.Tensor:
+                return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+            u = norm(torch.cat([token, patches], 1), "norm1")
+            q, k, v = (
+                linear(x, f"attn.{n}").reshape(b, -1, heads, c // heads).transpose(1, 2)
+                for x, n in ((u[:, :1], "q"), (u, "k"), (u, "v"))
+            )
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, 1, c)
+            token = token + w["gamma_1"] * linear(mixed, "attn.proj")
+            token = token + w["gamma_2"] * linear(F.gelu(linear(norm(token, "norm2"), "mlp.fc1")), "mlp.fc2")
+        vector = F.layer_norm(token[:, 0], (c,), state["norm.weight"], state["norm.bias"], 1e-6)
+        return F.linear(vector, state["head.weight"], state["head.bias"])
+
+    return state, answer
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_checkpoint_of_several_heads_and_blocks(heads: int, tmp_path: Path) -> None:
+    state, answer = deeper(official_state(), heads)
+    torch.save({"model": state}, tmp_path / "deeper.pth")
+    sizes = {"num_classes": 7, "num_heads": heads, "depth_token_only": 2, **TINY}
+    model = timm.create_model("patchconvnet_s60", **sizes).eval()
+    load_checkpoint(model, tmp_path / "deeper.pth")
+    image = golden("single")["input"]
+    with torch.no_grad():
+        patches = model.forward_features(image).flatten(2).mT
+        assert torch.allclose(model(image), answer(patches), atol=1e-5)
+    back = to_official(model.state_dict())
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_another_number_of_class_attention_blocks_is_named(tmp_path: Path) -> None:
+    torch.save(deeper(official_state(), 1)[0], tmp_path / "deeper.pth")
+    model = timm.create_model("patchconvnet_s60", num_classes=7, **TINY)
+    with pytest.raises(UserError, match=r"2 blocks of class attention and the network 1; make .* depth_token_only=2"):
+        load_checkpoint(model, tmp_path / "deeper.pth")
 
 
 class Harmful:

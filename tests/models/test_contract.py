@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,8 +13,10 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from patchconvnet import Output, PatchConvNet, UserError
+from patchconvnet import Output, PatchConvNet, UserError, with_attention_pooling
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explanation.explainer import preprocessing_of
+from patchconvnet.models.cost import multiply_accumulates
 
 VARIANTS = timm.list_models("patchconvnet*")
 K = 5
@@ -370,9 +373,13 @@ def test_autocast(variant: str) -> None:
     assert (output.attention.float() - expected.attention).abs().max() < 0.05 * expected.attention.max()
 
 
-@pytest.mark.parametrize("variant", DISTINCT)
-def test_compile(variant: str) -> None:
-    model = tiny(variant)
+SEVERAL = {"num_heads": 4, "depth_token_only": 2}
+COMPILED = [*((variant, {}) for variant in DISTINCT), *((f"patchconvnet_s60{m}", SEVERAL) for m in ("", "_multi"))]
+
+
+@pytest.mark.parametrize(("variant", "options"), COMPILED)
+def test_compile(variant: str, options: dict[str, int]) -> None:
+    model = tiny(variant, **options)
     image = make_image(model)
     gradients = []
     torch.compiler.reset()
@@ -412,9 +419,9 @@ class WithAttention(nn.Module):
         return self.model(image, return_attention=True)[:2]
 
 
-@pytest.mark.parametrize("variant", DISTINCT)
-def test_export_with_dynamic_batch_height_and_width(variant: str) -> None:
-    model = tiny(variant)
+@pytest.mark.parametrize(("variant", "options"), COMPILED)
+def test_export_with_dynamic_batch_height_and_width(variant: str, options: dict[str, int]) -> None:
+    model = tiny(variant, **options)
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(
         WithAttention(model), (make_image(model),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
@@ -426,3 +433,78 @@ def test_export_with_dynamic_batch_height_and_width(variant: str) -> None:
         expected = model(image, return_attention=True)
         close(logits, expected.logits)
         close(attention, expected.attention)
+
+
+# Heads and blocks of the class attention
+
+
+def test_heads_and_blocks_come_back_from_a_model_folder(tmp_path: Path) -> None:
+    model = tiny("patchconvnet_s60", **SEVERAL)
+    loaded = PatchConvNet.from_pretrained(model.save_pretrained(tmp_path))
+    assert (loaded.config.num_heads, loaded.config.depth_token_only) == (4, 2)
+    assert torch.equal(loaded(make_image(model)), model(make_image(model)))
+    otherwise = PatchConvNet.from_pretrained(tmp_path, num_heads=2)  # the same shapes: only the config can tell
+    assert not torch.allclose(otherwise(make_image(model)), model(make_image(model)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_heads": 5}, "embed_dim 16 must be a multiple of num_heads, 5"),
+        ({"num_heads": 0}, "num_heads must be a whole number from 1"),
+        ({"depth_token_only": 0}, "depth_token_only must be a whole number from 1"),
+        ({"num_heads": 4, "pooling": "additive"}, "are of the class attention; pooling 'additive' has 1 of each"),
+        ({"depth_token_only": 2, "pooling": "keras"}, "are of the class attention; pooling 'keras' has 1 of each"),
+    ],
+)
+def test_heads_and_blocks_that_cannot_be_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny("patchconvnet_s60", **options)
+
+
+def test_another_pooling_forgets_heads_and_blocks() -> None:
+    model = tiny("patchconvnet_s60", **SEVERAL)
+    model.reset_classifier(3)
+    assert model.pooling.attn.num_heads == 4
+    model.reset_classifier(3, "avg")
+    assert (model.config.num_heads, model.config.depth_token_only) == (1, 1)
+    assert model(make_image(model)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("options", [{}, SEVERAL], ids=str)
+def test_their_cost_is_counted(options: dict[str, int]) -> None:
+    """What keys and values for every patch would cost, against the counter's own count of that computation."""
+    model = PatchConvNet(embed_dim=16, depth=1, num_classes=K, **options).eval()
+    cost = multiply_accumulates(model, 64, 96)
+    blocks, patches, c = model.config.depth_token_only, 24, 16
+    attention = 2 * c * c + 2 * (patches + 1) * c * c + 2 * (patches + 1) * c  # q, proj; k, v; scores, sum
+    rest = cost.published - blocks * attention
+    mlp = blocks * 2 * 3 * c * c
+    trunk = PatchConvNet(embed_dim=16, depth=1, num_classes=0, pooling="none").eval()
+    assert rest == multiply_accumulates(trunk, 64, 96).ours + mlp + c * K
+
+
+# What a network says of itself
+
+
+def test_class_names_are_its_own_or_numbers() -> None:
+    model = tiny("patchconvnet_mini")
+    assert model.class_names == [f"class {k}" for k in range(K)]
+    model.metadata.class_names = [f"kind {k}" for k in range(K)]
+    assert model.class_names == [f"kind {k}" for k in range(K)]
+    model.metadata.class_names = ["one"]
+    with pytest.raises(UserError, match=rf"has {K} classes and 1 class names; set `model\.metadata\.class_names`"):
+        _ = model.class_names
+
+
+@pytest.mark.parametrize("name", ["patchconvnet_s60.fb_in21k_ft_in1k_384", "resnet18.a1_in1k", "mobilenetv3_small_100"])
+def test_its_preprocessing_is_what_timm_has_registered(name: str) -> None:
+    """The network's own plain words, against timm's reading of the same `pretrained_cfg`."""
+    model = timm.create_model(name) if name.startswith("patchconvnet") else with_attention_pooling(name)
+    expected = timm.data.resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    ours = Preprocessing.from_dict(model.preprocessing)
+    assert ours == Preprocessing.from_pretrained_cfg(model.pretrained_cfg) == preprocessing_of(model)
+    assert (ours.size, ours.mean, ours.std) == (expected["input_size"][1:], expected["mean"], expected["std"])
+    assert (ours.crop_ratio, ours.interpolation) == (expected["crop_pct"], expected["interpolation"])
+    model.metadata.preprocessing = {"size": [40, 48]}
+    assert preprocessing_of(model).size == (40, 48)

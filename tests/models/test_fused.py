@@ -80,6 +80,10 @@ def test_equal_in_double_precision(variant: str) -> None:
     [
         {"pooling": "class_attention_multi", "num_classes": 80},  # more queries than are folded
         {"pooling": "class_attention", "layer_scale": 0},
+        {"num_heads": 4},
+        {"num_heads": 4, "depth_token_only": 2},
+        {"depth_token_only": 3},
+        {"pooling": "class_attention_multi", "num_heads": 2, "depth_token_only": 2},
         {"pooling": "additive_multi", "norm": "batch"},
         {"pooling": "average", "act": "gelu_tanh"},
         {"pooling": "none"},

@@ -1,11 +1,14 @@
 """Pooling heads against second implementations that make every query, key and value, and against their invariants."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchconvnet.errors import UserError
 from patchconvnet.models.pooling import (
     MAX_FOLDED_QUERIES,
     AdditivePooling,
@@ -39,6 +42,21 @@ def explicit_attention(attn: ClassAttention, tokens: Tensor, patches: Tensor, at
     everything = torch.cat([batched, patches], 1) if attend_self else patches
     q, k, v = attn.q(batched), attn.k(everything), attn.v(everything)
     return attn.proj(F.scaled_dot_product_attention(q, k, v))
+
+
+def published_attention(
+    attn: ClassAttention, tokens: Tensor, patches: Tensor, attend_self: bool
+) -> tuple[Tensor, Tensor]:
+    """The public code's formulas for several heads (facebookresearch/deit): output (B, Q, C), weights (B, H, Q, N)."""
+    b, heads = len(patches), attn.num_heads
+    everything = torch.cat([tokens, patches], 1) if attend_self else patches
+    c = patches.shape[2]
+    q = attn.q(tokens).reshape(b, -1, heads, c // heads).permute(0, 2, 1, 3) * (c // heads) ** -0.5
+    k = attn.k(everything).reshape(b, -1, heads, c // heads).permute(0, 2, 1, 3)
+    v = attn.v(everything).reshape(b, -1, heads, c // heads).permute(0, 2, 1, 3)
+    weights = (q @ k.transpose(-2, -1)).softmax(-1)
+    out = attn.proj((weights @ v).transpose(1, 2).reshape(b, -1, c))
+    return out, weights[..., -patches.shape[1] :]
 
 
 def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
@@ -81,6 +99,45 @@ def test_attention_weights_are_those_of_torchs_multihead_attention(attend_self: 
     output, weights = attn(tokens, patches, attend_self)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(weights[:, 0], expected_weights[..., int(attend_self) :], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize(("queries", "attend_self"), [(1, True), (1, False), (3, False), (MAX_FOLDED_QUERIES, False)])
+@pytest.mark.parametrize("heads", [2, 3, 12])
+def test_several_heads_are_the_published_formulas_with_every_gradient(
+    heads: int, queries: int, attend_self: bool, per_image: bool
+) -> None:
+    attn = randomise(ClassAttention(DIM, queries, heads)).double()
+    assert attn.folded == (queries * heads <= MAX_FOLDED_QUERIES)
+    tokens = draw(*((3,) if per_image else ()), queries, DIM).double().requires_grad_()
+    patches = draw(3, 20, DIM, seed=2).double().requires_grad_()
+    ours, our_weights = attn(tokens, patches, attend_self)
+    theirs, their_weights = published_attention(attn, tokens.expand(3, -1, -1), patches, attend_self)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(our_weights, their_weights, atol=1e-12, rtol=1e-12)
+    inputs = [tokens, patches, *attn.parameters()]
+    for our_gradient, their_gradient in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=1e-10)
+
+
+def test_several_heads_are_torchs_multihead_attention() -> None:
+    attn = randomise(ClassAttention(DIM, 1, 4))
+    theirs = nn.MultiheadAttention(DIM, num_heads=4, batch_first=True).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([attn.q.weight, attn.k.weight, attn.v.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([attn.q.bias, attn.k.bias, attn.v.bias]))
+        theirs.out_proj.load_state_dict(attn.proj.state_dict())
+    tokens, patches = draw(1, DIM), draw(3, 20, DIM, seed=2)
+    everything = torch.cat([tokens.expand(3, -1, -1), patches], 1)
+    expected, expected_weights = theirs(everything[:, :1], everything, everything, average_attn_weights=False)
+    output, weights = attn(tokens, patches, attend_self=True)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights, expected_weights[..., 1:], atol=1e-6, rtol=1e-5)
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
+    with pytest.raises(UserError, match="12 channels cannot be divided among 5 heads"):
+        ClassAttention(DIM, 1, 5)
 
 
 @pytest.mark.parametrize("queries", [1, MAX_FOLDED_QUERIES + 1])
@@ -135,9 +192,43 @@ def test_class_attention_heads_step_by_step(head: nn.Module, explicit: object) -
         torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=1e-10)
 
 
+def published_pooling(head: ClassAttentionPooling, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Blocks of class attention one after the other, as in the public code: class tokens, and every block's weights."""
+    x = patches.flatten(1, 2)
+    c, maps = head.class_token.expand(len(x), -1, -1), []
+    for layers in (head, *(SimpleNamespace(**block) for block in head.further.values())):
+        normalised = layers.norm1(torch.cat([c, x], 1))
+        count = c.shape[1]
+        attended, weights = published_attention(
+            layers.attn, normalised[:, :count], normalised[:, count:], not head.class_wise
+        )
+        c = c + layers.layer_scale1.gamma * attended
+        c = c + layers.layer_scale2.gamma * layers.mlp.fc2(F.gelu(layers.mlp.fc1(layers.norm2(c))))
+        maps.append(weights)
+    return head.norm(torch.cat([c, x], 1))[:, : c.shape[1]], maps
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize(("heads", "depth"), [(1, 2), (3, 1), (4, 3)])
+def test_blocks_and_heads_as_the_public_code_has_them(heads: int, depth: int, classes: int | None) -> None:
+    head = randomise(ClassAttentionPooling(DIM, classes, num_heads=heads, depth=depth)).double()
+    patches = draw(2, 4, 5, DIM).double().requires_grad_()
+    pooled = head(patches)
+    expected, maps = published_pooling(head, patches)
+    vector = pooled.vector if classes else pooled.vector[:, None]
+    torch.testing.assert_close(vector, expected, atol=1e-11, rtol=1e-11)
+    mean = torch.stack([weights.mean(1) for weights in maps]).mean(0)  # over heads, then over blocks
+    torch.testing.assert_close(pooled.attention.flatten(2), mean, atol=1e-12, rtol=1e-12)
+    inputs = [patches, *head.parameters()]
+    for ours, theirs in zip(gradients(vector, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
 HEADS = {
     "class_attention": ClassAttentionPooling(DIM),
     "class_attention_multi": ClassAttentionPooling(DIM, 3),
+    "class_attention_heads": ClassAttentionPooling(DIM, num_heads=3, depth=2),
+    "class_attention_multi_heads": ClassAttentionPooling(DIM, 3, num_heads=4),
     "keras": KerasPooling(DIM),
     "additive": AdditivePooling(DIM),
     "additive_multi": AdditivePooling(DIM, 3),

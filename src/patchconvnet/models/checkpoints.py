@@ -37,7 +37,8 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
     """Load weights in whatever form they come into a network of the same configuration.
 
     Args:
-        model: a `PatchConvNet`.
+        model: a `PatchConvNet`. Its `num_heads` must be that of the training: the weights look the same for any number,
+            and answer wrongly with another. (The published ones have 1.)
         source: a file or URL. A PyTorch file (`.pth`, `.pt`; the paper's names or ours, the state dict bare or under
             "model"), a `.safetensors` file, or a Keras 3 `.weights.h5` of the Keras example.
         cache_dir: where a download is kept; PyTorch's hub directory when left out.
@@ -62,8 +63,9 @@ def load_checkpoint(model: Any, source: str | Path, cache_dir: str | Path | None
     if path.suffix == ".h5":
         load_state(model, convert_keras(read_keras_weights(path)), str(source))
         return
-    checkpoint = read_checkpoint(path)
-    load_state(model, convert_official(checkpoint), str(source), lambda key: official_name(key, model.class_wise))
+    state = convert_official(read_checkpoint(path))
+    _check_token_blocks(state, model, str(source))
+    load_state(model, state, str(source), lambda key: official_name(key, model.class_wise))
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
@@ -102,6 +104,9 @@ _OFFICIAL_NAMES = [
     ("blocks_token_only.0.gamma_1", "pooling.layer_scale1.gamma"),
     ("blocks_token_only.0.gamma_2", "pooling.layer_scale2.gamma"),
     ("blocks_token_only.0", "pooling"),
+    ("blocks_token_only.{i}.gamma_1", "pooling.further.{i}.layer_scale1.gamma"),
+    ("blocks_token_only.{i}.gamma_2", "pooling.further.{i}.layer_scale2.gamma"),
+    ("blocks_token_only.{i}", "pooling.further.{i}"),
     ("norm", "pooling.norm"),
 ]
 _OUR_NAMES = sorted(((ours, theirs) for theirs, ours in _OFFICIAL_NAMES), key=lambda pair: -len(pair[0]))
@@ -151,6 +156,36 @@ def convert_official(checkpoint: Mapping[str, Any]) -> StateDict:
     return converted
 
 
+def to_official(state: Mapping[str, Tensor], class_wise: bool = False) -> StateDict:
+    """The inverse of `convert_official`: a network's state dict as the paper's code names and shapes it.
+
+    Args:
+        state: of a `PatchConvNet` with the paper's stem, blocks and class attention.
+        class_wise: whether every class has a class token of its own ("class_attention_multi").
+    """
+    converted: StateDict = {}
+    for key, value in state.items():
+        if class_wise and key.startswith("head."):
+            leaf = key.removeprefix("head.")
+            converted |= {f"head.{k}.{leaf}": row for k, row in enumerate(value.split(1))}
+        elif value.ndim == 2 and re.fullmatch(r"trunk\..+\.(conv1|conv3|se\.\w+)\.weight", key):
+            converted[official_name(key)] = value[..., None, None]  # a linear layer is a 1×1 convolution there
+        else:
+            converted[official_name(key)] = value
+    return converted
+
+
+def _check_token_blocks(state: Mapping[str, Tensor], model: Any, origin: str) -> None:
+    found = {int(match[1]) for key in state if (match := re.match(r"pooling\.further\.(\d+)\.", key))}
+    given, depth = max(found, default=0) + 1, model.config.depth_token_only
+    if "pooling.attn.q.weight" in state and given != depth and model.config.pooling.startswith("class_attention"):
+        raise UserError(
+            f"{origin} does not fit the network: it has {given} blocks of class attention and the network {depth}; "
+            f"make the network with depth_token_only={given}, and with the num_heads of its training, which weights "
+            "do not tell"
+        )
+
+
 def filter_checkpoint(checkpoint: Mapping[str, Any], model: Any) -> StateDict:
     """What timm runs over a published checkpoint before it loads it (its `pretrained_filter_fn`).
 
@@ -162,6 +197,8 @@ def filter_checkpoint(checkpoint: Mapping[str, Any], model: Any) -> StateDict:
     """
     state = convert_official(checkpoint)
     cfg = model.pretrained_cfg
+    origin = cfg.get("file") or cfg.get("url") or "the checkpoint"
+    _check_token_blocks(state, model, origin)
     own = model.state_dict()
     fresh: set[str] = set()
     if not model.config.pooling.startswith("class_attention"):
@@ -172,7 +209,6 @@ def filter_checkpoint(checkpoint: Mapping[str, Any], model: Any) -> StateDict:
     state = {key: value for key, value in state.items() if key not in fresh}
     state |= {key: value for key, value in own.items() if key in fresh}
     any_shape = () if model.in_chans == cfg["input_size"][0] else (f"{cfg['first_conv']}.weight",)  # timm adapts it
-    origin = cfg.get("file") or cfg.get("url") or "the checkpoint"
     check_state(model, state, origin, lambda key: official_name(key, model.class_wise), any_shape)
     return state
 

@@ -335,7 +335,7 @@ class ClassAttentionPooling(AttendingPooling):
         for name, layer in layers().items():  # the first block's are the pooling's own, as model folders name them
             self.add_module(name, layer)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.further = nn.ModuleList(nn.ModuleDict(layers()) for _ in range(depth - 1))
+        self.further = nn.ModuleDict({str(i): nn.ModuleDict(layers()) for i in range(1, depth)})
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def _blocks(self) -> list[tuple[str, Any]]:
@@ -343,7 +343,7 @@ class ClassAttentionPooling(AttendingPooling):
         first = {
             name: getattr(self, name) for name in ("norm1", "attn", "layer_scale1", "norm2", "mlp", "layer_scale2")
         }
-        return [("", first), *((f"further.{i}.", block) for i, block in enumerate(self.further))]
+        return [("", first), *((f"further.{i}.", block) for i, block in self.further.items())]
 
     def _attentions(self) -> list[tuple[str, nn.Module, ClassAttention]]:
         return [(f"{front}attn.", layers["norm1"], layers["attn"]) for front, layers in self._blocks()]
