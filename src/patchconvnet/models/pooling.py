@@ -195,7 +195,7 @@ class ClassAttention(nn.Module):
         if self.num_heads == 1:
             return query @ self.k.weight, (query @ self.k.bias)[..., None]
         folded = torch.einsum("...hqd,hdc->...hqc", query, self._rows(self.k.weight))
-        return folded, torch.einsum("...hqd,hd->...hq", query, self._rows(self.k.bias))[..., None]
+        return folded, (query * self._rows(self.k.bias)[:, None]).sum(-1, keepdim=True)
 
     def shares(self, jacobian: Tensor, patches: Tensor, weights: Tensor) -> Tensor:
         """Σ over heads of J·W_proj·aᵢ·(W_v·tᵢ + b_v): what each patch adds to what J is the derivative of.
