@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.progress import Progress
 from torch import nn
 
-from patchconvnet.data.held_out import load_held_out, warn_if_learned
+from patchconvnet.data.held_out import chosen_split, load_held_out, warn_if_learned
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import DataSplits, ImageFiles, Images, Split, SplitName
 from patchconvnet.errors import UserError
@@ -38,7 +38,7 @@ def evaluate(
     model: Model,
     data: Data,
     *,
-    split: SplitName = "test",
+    split: SplitName | Literal["auto"] = "auto",
     out: str | os.PathLike[str] | None = None,
     size: int | tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -54,7 +54,8 @@ def evaluate(
     Args:
         model: a network, or the name or folder of one, as for `load`.
         data: a data set by name ("cifar10", "folder:PATH", …) or the path of its folder, or one that was loaded.
-        split: which of its splits: "train", "validation" or "test".
+        split: "train", "validation", "test" or "all"; "auto" is the test split, or all images of a folder that has none
+            of its own and that the model has not seen.
         out: folder to write `evaluation.json`, tables and the confusion matrix into; nothing is written by default.
         size: another network input, (height, width) or one number for a square.
         preprocessing: from image to network input; by default the model's own.
@@ -79,8 +80,8 @@ def evaluate(
         20
     """
     network = _placed(model, device)
-    images, data_name = _split(data, split, network, division)
-    _check_class_names(network, images)
+    images, data_name, split = _split(data, split, network, division)
+    check_class_names(network, images)
     preprocessing = _sized(network, preprocessing, size)
     with Progress(transient=True, disable=not _shown(show_progress)) as bar:
         task = bar.add_task(f"{data_name}, {split}", total=len(images))
@@ -144,7 +145,7 @@ def audit(
     data: Data,
     out: str | os.PathLike[str] = "audit",
     *,
-    split: SplitName = "test",
+    split: SplitName | Literal["auto"] = "auto",
     boxes: Annotations | None = None,
     masks: Annotations | None = None,
     size: int | tuple[int, int] | None = None,
@@ -160,7 +161,7 @@ def audit(
         model: a network, or the name or folder of one, as for `load`.
         data: a data set by name or folder, or one that was loaded.
         out: folder for the report and the audit's state; interrupted, the same call goes on where it stopped.
-        split: which of the data's splits.
+        split: as for `evaluate`.
         boxes, masks: where the objects are: a CSV of boxes, a folder of masks.
         size: another network input, (height, width) or one number for a square.
         preprocessing: from image to network input; by default the model's own.
@@ -183,7 +184,7 @@ def audit(
         raise UserError(f"audit has no setting {unknown[0]!r}; known: {', '.join(known)}.{_meant(unknown[0], known)}")
     chosen = AuditSettings(**settings)
     network = _placed(model, device)
-    images, data_name = _split(data, split, network, dict(division or {}))
+    images, data_name, split = _split(data, split, network, dict(division or {}))
     return audit_split(
         network,
         images,
@@ -204,8 +205,10 @@ def _placed(model: Model, device: str | None) -> nn.Module:
     return network if device is None else network.to(find_device(device))
 
 
-def _split(data: Data, split: SplitName, network: nn.Module, division: dict[str, Any]) -> tuple[Split, str]:
-    """The images of a split and what their data set is called; warns if the network may have learned them."""
+def _split(
+    data: Data, split: SplitName | Literal["auto"], network: nn.Module, division: dict[str, Any]
+) -> tuple[Split, str, SplitName]:
+    """The images of a split, and what data set and split are called; warns if the network may have learned them."""
     provenance = getattr(getattr(network, "metadata", None), "provenance", None) or {}
     if isinstance(data, str | os.PathLike):
         known = ("validation", "test", "seed", "root", "strict")
@@ -214,25 +217,32 @@ def _split(data: Data, split: SplitName, network: nn.Module, division: dict[str,
             raise UserError(f"unknown option {unknown[0]!r}; a data set is divided by {', '.join(known)}.{hint}")
         name = data if isinstance(data, str) else f"folder:{os.fspath(data)}"
         loaded = load_held_out(name, split, provenance, show_progress=_shown(None), **division)
-        return loaded.require(split), loaded.name
+        name_of_split = chosen_split(loaded, split, provenance, root=division.get("root"))
+        return loaded.require(name_of_split), loaded.name, name_of_split
     if division:
         raise UserError(f"{', '.join(division)} divide a data set that is given by name; this one is loaded already.")
     if isinstance(data, DataSplits):
-        warn_if_learned(data, split, provenance)
-        return data.require(split), data.name
+        name_of_split = chosen_split(data, split, provenance)
+        warn_if_learned(data, name_of_split, provenance)
+        return data.require(name_of_split), data.name, name_of_split
     if isinstance(data, Images | ImageFiles):
-        return data, "images"
+        return data, "images", "all"
     raise UserError(
         f"given data of type {type(data).__name__}; give the name of a data set, its folder's path, or a loaded one."
     )
 
 
-def _check_class_names(network: nn.Module, images: Split) -> None:
+def check_class_names(network: nn.Module, images: Split) -> None:
+    """Refuse data whose classes are not those that the network names.
+
+    Raises:
+        UserError: they are others, or in another order.
+    """
     names = getattr(getattr(network, "metadata", None), "class_names", None)
     if names and list(names) != list(images.class_names):
         raise UserError(
-            f"the model's classes ({_listed(names)}) are not the data's ({_listed(images.class_names)}); evaluating "
-            "needs the same classes in the same order."
+            f"the model's classes ({_listed(names)}) are not the data's ({_listed(images.class_names)}); evaluate "
+            "needs the same classes in the same order"
         )
 
 

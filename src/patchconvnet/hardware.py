@@ -7,25 +7,32 @@ import sys
 
 import torch
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def find_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" is CUDA's where there is one, else Apple's, else the CPU.
 
     Raises:
-        UserError: there is no such device here, or it computes nothing ("meta").
+        UserError: no such device is known, or this machine has none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for what is not there
+        known = torch.device(name).type in DEVICES
+    except RuntimeError:
+        known = False
+    if not known:
         raise UserError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; give cpu, cuda, mps or auto."
-        ) from error
-    return device
+            f"unknown device {name!r}; known: auto, {', '.join(DEVICES)}, or one of several, such as cuda:1"
+        )
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for what is not there
+        raise UserError(f"device {name!r} cannot be used: {first_line(error)}") from error
+    return torch.device(name)
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size, load_model, preprocessing_for
 from patchconvnet.commands.terminal import printable
-from patchconvnet.errors import UserError
 
 MOST_CLASSES_SHOWN = 40
 
@@ -59,6 +58,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from patchconvnet.api import check_class_names
     from patchconvnet.data.held_out import chosen_split, load_held_out
     from patchconvnet.training.evaluation import evaluate as measure
     from patchconvnet.training.evaluation_files import save_evaluation
@@ -72,7 +72,7 @@ def evaluate(
     )  # fmt: skip
     name = chosen_split(splits, split, provenance, root=root)
     images = splits.require(name)
-    _check_class_names(network.metadata.class_names, splits.class_names)
+    check_class_names(network, images)
     console = Console(highlight=False)
     if name == "all" and split == "auto":
         console.print(
@@ -110,18 +110,6 @@ def _folder_name(model: str, data: str, split: str, size: Size, division: dict[s
         parts.append("x".join(map(str, size if isinstance(size, tuple | list) else [size])))
     parts += [f"{name}_{value:g}" for name, value in division.items() if value is not None]
     return "-".join([*parts, *(["mirrored"] if mirror else [])])
-
-
-def _check_class_names(ours: list[str], theirs: list[str]) -> None:
-    if ours and list(ours) != list(theirs):
-        raise UserError(
-            f"the model's classes ({_listed(ours)}) are not the data's ({_listed(theirs)}); "
-            f"evaluate needs the same classes in the same order"
-        )
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f", … {len(names)} in all" if len(names) > most else "")
 
 
 def _print_evaluation(console: Any, result: Any, title: str) -> None:

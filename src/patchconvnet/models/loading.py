@@ -29,9 +29,10 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
     answers as before (see `with_attention_pooling`), and with the class names and the preprocessing that timm tells.
 
     Args:
-        source: a model folder; a model that ships with the package (`cifar10`); `imagenet`; a published PatchConvNet
-            (`patchconvnet_s60.fb_in1k`); a timm model (`resnet50`, `convnext_tiny.in12k_ft_in1k`); or a hub id
-            (`owner/name`) of a model folder or a timm model. What exists as a folder is never asked for elsewhere.
+        source: a model folder, or a run folder, of which the best model is taken; a model that ships with the package
+            (`cifar10`); `imagenet`; a published PatchConvNet (`patchconvnet_s60.fb_in1k`); a timm model (`resnet50`,
+            `convnext_tiny.in12k_ft_in1k`); or a hub id (`owner/name`) of a model folder or a timm model. What exists as
+            a folder is never asked for elsewhere.
         weights: a checkpoint of the network that `source`, the name of a timm model or of a variant of PatchConvNet,
             stands for: `.safetensors`, or a PyTorch file of weights alone.
         options: configuration fields to change, such as `drop_path_rate`; another `num_classes` gets a fresh head.
@@ -40,6 +41,8 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
         UserError: in one sentence, when there is no such model, or its config and weights disagree.
     """
     path, name = Path(source).expanduser(), str(source)
+    if (path / "best" / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file():
+        path, name = path / "best", str(path / "best")
     if weights is not None:
         return _with_checkpoint(path, name, Path(weights).expanduser(), options)
     if path.is_dir():
