@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,13 +17,21 @@ from patchconvnet.data.splits import Images
 from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.faithfulness.audit import AuditSettings, audit
 from patchconvnet.faithfulness.baselines import METHODS
-from patchconvnet.faithfulness.metrics.localisation import grid_pointing, mosaic
-from patchconvnet.faithfulness.results import HEADER_FILE, RESULTS_FILE, Ledger
+from patchconvnet.faithfulness.metrics import METRICS, Case, Metric
+from patchconvnet.faithfulness.metrics.grid_pointing import grid_pointing, mosaic
+from patchconvnet.faithfulness.results import HEADER_FILE, RESULTS_FILE, Results
 from patchconvnet.faithfulness.runner import choose_mosaics
-from patchconvnet.faithfulness.settings import MEASURES
 
 NAMES = ["red", "green", "blue", "grey"]
-QUICK = {"rise_masks": 8, "gradient_steps": 4, "steps": 8, "close": 3, "mosaics": 2, "examples": 2, "batch_size": 4}
+SMALL = {
+    "rise_masks": 8,
+    "gradient_steps": 4,
+    "steps": 8,
+    "robustness": 3,
+    "mosaics": 2,
+    "examples": 2,
+    "batch_size": 4,
+}
 FEW = ("evidence", "attention", "centre", "random")
 
 
@@ -64,7 +73,7 @@ def masks_of(images: Images) -> list[np.ndarray]:
 
 
 def settings(**options) -> AuditSettings:
-    return AuditSettings(**{**QUICK, "methods": FEW, **options})
+    return AuditSettings(**{**SMALL, "methods": FEW, **options})
 
 
 def figures(folder) -> dict:
@@ -85,7 +94,7 @@ def full(model, images, tmp_path_factory):
         model,
         images,
         folder,
-        AuditSettings(**QUICK),
+        AuditSettings(**SMALL, robustness_methods=tuple(METHODS)),
         masks=masks_of(images),
         name="<tiny>",
         show_progress=False,
@@ -99,9 +108,9 @@ def test_every_method_has_every_figure_that_it_can_have(full):
     assert "grid_pointing_2" in names
     assert "grid_pointing_3" not in names
     assert "9 different classes" in result.summary.left_out["grid_pointing_3"]
-    missing = {(method, name) for method in METHODS for name in names if (method, name) not in result.summary.figures}
+    missing = {(method, name) for method in METHODS for name in names if (method, name) not in result.summary.estimates}
     assert missing == {(m, "completeness") for m in METHODS if m not in ("evidence", "integrated_gradients")}
-    for (method, name), figure in result.summary.figures.items():
+    for (method, name), figure in result.summary.estimates.items():
         assert np.isfinite(figure.mean), (method, name)
     assert result.summary.images == 24
     assert result.summary.top1 == 1
@@ -110,7 +119,7 @@ def test_every_method_has_every_figure_that_it_can_have(full):
 
 
 def test_figures_make_sense(full):
-    figure = full[0].summary.figures
+    figure = full[0].summary.estimates
     assert figure["evidence", "completeness"].mean < 1e-5
     assert figure["evidence", "grid_pointing_2"].mean > 0.5
     assert abs(figure["random", "grid_pointing_2"].mean - 0.25) < 0.1
@@ -137,7 +146,7 @@ def test_grid_pointing_is_that_of_the_mosaics_made_by_hand(full, model, images):
         assert sorted(labels.tolist()) == [0, 1, 2, 3]
         maps = METHODS["evidence"](model, mosaic(inputs[tile][None]), labels[None]).pixels((32, 48))
         shares.append(float(grid_pointing(maps).mean()))
-    assert result.summary.figures["evidence", "grid_pointing_2"].mean == pytest.approx(np.mean(shares), abs=1e-4)
+    assert result.summary.estimates["evidence", "grid_pointing_2"].mean == pytest.approx(np.mean(shares), abs=1e-4)
 
 
 def test_mosaics_take_the_most_confident_right_ones():
@@ -172,7 +181,7 @@ def test_the_three_files_agree(full):
     rows = list(csv.DictReader(result.files.csv.open()))
     by_row = {(row["method"], row["measure"]): row for row in rows}
     by_json = {method["name"]: method["figures"] for method in report["methods"]}
-    for (method, name), figure in result.summary.figures.items():
+    for (method, name), figure in result.summary.estimates.items():
         assert by_json[method][name]["mean"] == pytest.approx(figure.mean)
         if (method, name) in by_row:
             assert float(by_row[method, name]["mean"]) == pytest.approx(figure.mean, rel=1e-4)
@@ -189,7 +198,7 @@ class Interrupted(Exception):
 def test_an_interrupted_audit_goes_on_where_it_stopped(model, images, tmp_path, monkeypatch, after):
     chosen = settings(limit=10, measures=("deletion", "road", "grid_pointing_2", "stability"))
     audit(model, images, tmp_path / "whole", chosen, show_progress=False)
-    add, calls = Ledger.add, []
+    add, calls = Results.add, []
 
     def interrupted(self, records):
         if len(calls) == after:
@@ -197,12 +206,12 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(model, images, tmp_path, 
         calls.append(records)
         add(self, records)
 
-    monkeypatch.setattr(Ledger, "add", interrupted)
+    monkeypatch.setattr(Results, "add", interrupted)
     with pytest.raises(Interrupted):
         audit(model, images, tmp_path / "cut", chosen, show_progress=False)
     with (tmp_path / "cut" / RESULTS_FILE).open("a") as file:
         file.write('{"kind":"map","method":"evid')  # as a power cut leaves it
-    monkeypatch.setattr(Ledger, "add", lambda self, records: (calls.append(records), add(self, records)))
+    monkeypatch.setattr(Results, "add", lambda self, records: (calls.append(records), add(self, records)))
     audit(model, images, tmp_path / "cut", chosen, show_progress=False)
     assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
     lines = (tmp_path / "cut" / RESULTS_FILE).read_text().splitlines()
@@ -217,7 +226,7 @@ def test_a_finished_audit_only_writes_its_report_again(model, images, tmp_path, 
     audit(model, images, tmp_path, chosen, show_progress=False)
     before = figures(tmp_path)
     (tmp_path / "report.html").unlink()
-    monkeypatch.setattr(Ledger, "add", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Results, "add", lambda *_: pytest.fail("measured again"))
     audit(model, images, tmp_path, chosen, show_progress=False)
     assert (tmp_path / "report.html").exists()
     assert figures(tmp_path) == before
@@ -238,6 +247,15 @@ def test_another_audit_in_the_same_folder_is_refused_in_words(model, images, tmp
     assert (tmp_path / RESULTS_FILE).read_bytes() == before
 
 
+def test_an_audit_of_an_earlier_version_is_refused_in_words(model, images, tmp_path):
+    header = {"package": {"version": "0.1"}, "settings": {"methods": ["evidence", "lead"], "close": 32}}
+    (tmp_path / HEADER_FILE).write_text(json.dumps(header))
+    (tmp_path / RESULTS_FILE).write_text('{"kind":"map","method":"lead","image":0,"road":0.5}\n')
+    with pytest.raises(UserError, match="holds an audit of an earlier version"):
+        audit(model, images, tmp_path, settings(), show_progress=False)
+    assert (tmp_path / RESULTS_FILE).exists()
+
+
 def test_a_damaged_folder_is_refused_in_words(model, images, tmp_path):
     (tmp_path / HEADER_FILE).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
@@ -248,7 +266,7 @@ def test_a_damaged_folder_is_refused_in_words(model, images, tmp_path):
 
 
 def test_uniform_maps_miss_everywhere(images, tmp_path):
-    """A network with average pooling looks everywhere alike: its attention map is uniform."""
+    """A network with average pooling attends to all patches alike: its attention map is uniform."""
     torch.manual_seed(0)
     network = timm.create_model("patchconvnet_micro", embed_dim=24, depth=1, num_classes=4, pooling="average")
     network.metadata.preprocessing = {"size": [16, 16]}
@@ -258,8 +276,8 @@ def test_uniform_maps_miss_everywhere(images, tmp_path):
     masks = [np.ones((20, 24), bool)] * 24
     result = audit(network, images, tmp_path, chosen, masks=masks, show_progress=False)
     for name in ("pointing", "energy", "max_box_accuracy", "road"):
-        assert result.summary.figures["attention", name].mean == 0
-    assert result.summary.figures["random", "energy"].mean == 1  # every pixel is the object's
+        assert result.summary.estimates["attention", name].mean == 0
+    assert result.summary.estimates["random", "energy"].mean == 1  # every pixel is the object's
     assert result.summary.uninformative == {"attention": 1, "random": 0}
     assert "100.0% of the maps" in (tmp_path / "report.html").read_text()
 
@@ -267,7 +285,81 @@ def test_uniform_maps_miss_everywhere(images, tmp_path):
 def test_the_help_names_every_method_and_measure():
     text = " ".join(AuditSettings.__doc__.split())
     assert f"of {', '.join(METHODS)};" in text
-    assert f"of {', '.join(MEASURES)};" in text
+    assert f"of {', '.join(METRICS)};" in text
+
+
+def test_a_metric_needs_no_more_than_its_record(model, images, tmp_path, monkeypatch):
+    """Registered, it is a setting and has its column in results, JSON, CSV and report."""
+
+    def spread(case: Case) -> list[float | None]:
+        values = case.maps[:, 0].flatten(1).std(1).tolist()
+        return [None, *values[1:]] if case.method.name == "centre" else values
+
+    metric = Metric("spread", "Spread", "high", "How uneven a map is", "this test", spread)
+    with pytest.raises(UserError, match="unknown measure 'spread'"):
+        settings(measures=("spread",))
+    monkeypatch.setitem(METRICS, "spread", metric)
+    result = audit(
+        model, images, tmp_path, settings(limit=12, measures=("spread",), batch_size=12), show_progress=False
+    )
+    records = [json.loads(line) for line in (tmp_path / RESULTS_FILE).read_text().splitlines()]
+    assert sum("spread" in record for record in records) == 12 * len(FEW)
+    estimate = result.summary.estimates["evidence", "spread"]
+    report = json.loads(result.files.json.read_text())
+    assert report["methods"][0]["figures"]["spread"]["mean"] == pytest.approx(estimate.mean)
+    assert report["measures"] == [
+        {
+            "name": "spread",
+            "title": "Spread",
+            "better": "high",
+            "chance": None,
+            "about": "How uneven a map is (this test).",
+        }
+    ]
+    rows = {row["method"]: row for row in csv.DictReader(result.files.csv.open()) if row["measure"] == "spread"}
+    assert [rows[name]["missing"] for name in FEW] == ["0", "0", "1", "0"]
+    page = result.files.html.read_text()
+    assert "<dt>Spread</dt><dd>How uneven a map is (this test). Higher is better.</dd>" in page
+    assert "<small>1 missing</small>" in page
+
+
+def test_costly_methods_take_part_in_sanity_only_when_asked(model, images, tmp_path):
+    options = {"limit": 3, "methods": ("evidence", "rise"), "measures": ("stability",)}
+    for asked, expected in ((None, {"evidence"}), (("rise",), {"rise"})):
+        chosen = settings(robustness_methods=asked, **options)
+        result = audit(model, images, tmp_path / str(asked), chosen, show_progress=False)
+        assert {method for method, _ in result.summary.estimates} == expected
+    with pytest.raises(UserError, match="names 'edges', which is not among methods: evidence, rise"):
+        settings(robustness_methods=("edges",), **options)
+
+
+def test_a_quick_audit_takes_less_and_says_so(model, images, tmp_path):
+    quick = AuditSettings(quick=True, steps=4)
+    assert (quick.limit, quick.steps, quick.robustness) == (50, 4, 10)
+    assert not {"rise", "integrated_gradients"} & set(quick.methods)
+    result = audit(
+        model, images, tmp_path, AuditSettings(quick=True, methods=FEW, mosaics=1, examples=1), show_progress=False
+    )
+    assert result.summary.left_out["road"] == "not part of a quick audit"
+    assert "four times as many images halve them" in (tmp_path / "report.html").read_text()
+
+
+def test_missing_values_are_stored_and_counted(model, images, tmp_path, monkeypatch):
+    """Two of six insertion curves are not finite; they are missing everywhere, and nothing stops."""
+    compute = METRICS["insertion"].compute
+
+    def broken(case: Case) -> list[dict]:
+        rows = compute(case)
+        rows[0] = {"score": float("nan"), "curve": [float("nan")] * len(rows[0]["curve"])}
+        return rows
+
+    monkeypatch.setitem(METRICS, "insertion", replace(METRICS["insertion"], compute=broken))
+    chosen = settings(limit=6, measures=("insertion", "deletion"), batch_size=3)
+    result = audit(model, images, tmp_path, chosen, show_progress=False)
+    for column, missing in (("insertion", 2), ("insertion_minus_deletion", 2), ("deletion", 0)):
+        estimate = result.summary.estimates["evidence", column]
+        assert (estimate.count, estimate.missing) == (6, missing)
+    assert "up to 2 of 6 values missing" in (tmp_path / "report.html").read_text()
 
 
 def test_maps_of_the_label_can_be_asked_for(model, images, tmp_path):
@@ -300,7 +392,7 @@ def test_classes_are_matched_by_name(model, images, tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"target": "true"}, "known: predicted, label"),
         ({"batch_size": 512}, "at least batch_size, 512"),
-        ({"measures": ("pointing",)}, "give boxes or masks"),
+        ({"measures": ("pointing",)}, "needs boxes or masks"),
     ],
 )
 def test_wrong_settings_are_refused_in_words(model, images, tmp_path, options, words):
@@ -351,7 +443,7 @@ def test_wrong_models_are_refused_in_words(model, images, tmp_path):
         settings(methods=("centre", "rise"), measures=("deletion",)),
         show_progress=False,
     )
-    assert ("rise", "deletion") in result.summary.figures
+    assert ("rise", "deletion") in result.summary.estimates
     broken = timm.create_model("patchconvnet_micro", num_classes=4)
     broken.metadata = model.metadata
     torch.nn.init.constant_(broken.head.weight, torch.nan)

@@ -1,4 +1,4 @@
-"""Deletion, insertion, ROAD against torch-cam, pytorch-grad-cam, scipy, plain loops; saying nothing is a miss."""
+"""Deletion, insertion, ROAD against torch-cam, pytorch-grad-cam, scipy, plain loops; an uninformative map is a miss."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -139,7 +139,7 @@ def test_a_map_that_knows_beats_one_that_does_not():
 
 
 @pytest.mark.parametrize("broken", [0.0, 0.3, float("nan")])
-def test_what_uninformative_is_a_miss(model, batch, broken):
+def test_an_uninformative_map_is_a_miss(model, batch, broken):
     images, maps, classes = batch
     maps = maps.clone()
     maps[1] = broken

@@ -6,24 +6,28 @@ import numpy as np
 import pytest
 
 from patchconvnet.faithfulness.baselines import METHODS
+from patchconvnet.faithfulness.metrics import METRICS
 from patchconvnet.faithfulness.report.findings import findings
-from patchconvnet.faithfulness.report.report import csv_report, html_report
-from patchconvnet.faithfulness.statistics import COLUMNS, Figure, Summary, _of_maps
+from patchconvnet.faithfulness.report.page import html_report
+from patchconvnet.faithfulness.report.report import csv_report
+from patchconvnet.faithfulness.statistics import LEAST_VALUES, Estimate, estimate_of
+from patchconvnet.faithfulness.summary import Summary
 
+COLUMNS = [column for metric in METRICS.values() for column in metric.columns]
 COLUMN = {column.name: column for column in COLUMNS}
 
 
-def figure(values) -> Figure:
+def figure(values) -> Estimate:
     values = np.asarray(values, dtype=float)
     deviation = float(values.std(ddof=1))
-    return Figure(
+    return Estimate(
         float(values.mean()), deviation, deviation / np.sqrt(len(values)), len(values), 0, dict(enumerate(values))
     )
 
 
-def summary(figures: dict[tuple[str, str], Figure], **options) -> Summary:
-    names = {method for method, _ in figures}
-    columns = {column for _, column in figures}
+def summary(estimates: dict[tuple[str, str], Estimate], **options) -> Summary:
+    names = {method for method, _ in estimates}
+    columns = {column for _, column in estimates}
     header = {
         "package": {"version": "0"},
         "model": {"name": "m", "weights": "0"},
@@ -36,7 +40,7 @@ def summary(figures: dict[tuple[str, str], Figure], **options) -> Summary:
     return Summary(
         methods=[method for name, method in METHODS.items() if name in names],
         columns=[column for column in COLUMNS if column.name in columns],
-        figures=figures,
+        estimates=estimates,
         header=header,
         images=9,
         top1=1.0,
@@ -60,7 +64,7 @@ def test_being_ahead_is_said_with_the_gap(noise):
             }
         )
     )
-    assert any("Evidence</b> is ahead" in text and "Grad-CAM is 0.100 ± 0.000 behind" in text for text in strong)
+    assert any("Evidence is ahead" in text and "Grad-CAM is 0.100 ± 0.000 behind" in text for text in strong)
     assert not weak
 
 
@@ -76,7 +80,7 @@ def test_being_behind_is_said_with_the_gap(noise):
         )
     )
     assert not strong
-    assert any("Attention</b> is behind RISE on deletion (by 0.200 ± 0.000)" in text for text in weak)
+    assert any("Attention is behind RISE on deletion (by 0.200 ± 0.000)" in text for text in weak)
 
 
 def test_a_control_that_is_not_beaten_is_named(noise):
@@ -86,7 +90,10 @@ def test_a_control_that_is_not_beaten_is_named(noise):
         ("random", "pointing"): figure(0.1 + noise),
     }
     _, weak = findings(summary(figures))
-    assert any("no better than a map that knows no network on pointing 0.500 (centre 0.600)" in text for text in weak)
+    assert any(
+        "no better than a map that knows nothing of the network on pointing 0.500 (centre 0.600)" in text
+        for text in weak
+    )
 
 
 def test_a_difference_within_chance_is_not_called_one():
@@ -99,7 +106,7 @@ def test_a_difference_within_chance_is_not_called_one():
     figures["attention", "pointing"] = figure(np.array([*figures["centre", "pointing"].values.values()])[::-1] + 0.01)
     strong, weak = findings(summary(figures))
     assert not any("ahead" in text or "behind" in text for text in strong + weak)
-    assert any("Too few images" in text for text in weak)
+    assert any("too few images" in text for text in weak)
 
 
 def test_gaps_are_paired(noise):
@@ -107,10 +114,12 @@ def test_gaps_are_paired(noise):
     s = summary(
         {("evidence", "road"): figure(large + 0.1 + noise / 10), ("gradcam", "road"): figure(large)},
     )
-    gap, error = s.gap("evidence", "gradcam", COLUMN["road"])
+    found = s.gap("evidence", "gradcam", COLUMN["road"])
+    gap, error = found.mean, found.error
+    assert found.count == 50
     assert gap == pytest.approx(0.1 + noise.mean() / 10)
     assert error == pytest.approx(noise.std(ddof=1) / 10 / np.sqrt(50))
-    assert s.gap("gradcam", "evidence", COLUMN["road"])[0] == pytest.approx(-gap)
+    assert s.gap("gradcam", "evidence", COLUMN["road"]).mean == pytest.approx(-gap)
     assert s.gap("evidence", "rise", COLUMN["road"]) is None
     assert s.best(COLUMN["road"]) == ["evidence"]
 
@@ -118,7 +127,7 @@ def test_gaps_are_paired(noise):
 def test_lower_is_better_where_it_is(noise):
     s = summary({("evidence", "deletion"): figure(0.2 + noise), ("gradcam", "deletion"): figure(0.3 - noise)})
     assert s.best(COLUMN["deletion"]) == ["evidence"]
-    assert s.gap("evidence", "gradcam", COLUMN["deletion"])[0] > 0
+    assert s.gap("evidence", "gradcam", COLUMN["deletion"]).mean > 0
     s = summary(
         {
             ("evidence", "sanity_rank_correlation"): figure(-0.5 + noise),
@@ -127,20 +136,34 @@ def test_lower_is_better_where_it_is(noise):
     )
     assert s.best(COLUMN["sanity_rank_correlation"]) == ["gradcam"]
     # |a| − |b| of means of opposite signs is their sum, whose noise adds up
-    gap, error = s.gap("gradcam", "evidence", COLUMN["sanity_rank_correlation"])
+    found = s.gap("gradcam", "evidence", COLUMN["sanity_rank_correlation"])
+    gap, error = found.mean, found.error
     assert gap == pytest.approx(0.4 - 2 * noise.mean())
     assert error == pytest.approx(2 * noise.std(ddof=1) / np.sqrt(50))
 
 
-def test_what_few_images_say_of_all_together_is_not_sure():
+def test_a_value_of_few_images_together_is_not_sure():
     histograms = np.zeros((2, 2, 11))
     histograms[0, 0, -1] = histograms[:, 1, 0] = 5  # only the first has an object, and the map finds it
-    records = [{"image": i, "pixels": histograms[i].tolist(), "boxes": [90, 80, 20]} for i in range(2)]
-    figures = _of_maps(records[:1])
-    assert figures["pixel_average_precision"].error == figures["max_box_accuracy"].error == np.inf
-    both = _of_maps(records)["pixel_average_precision"]  # half of the resamples have no pixel of an object
+    pixels = dict(enumerate(histograms.tolist()))
+    boxes = {i: [90, 80, 20] for i in range(2)}
+
+    def of(*images):
+        values = {name: {i: rows[i] for i in images} for name, rows in (("pixels", pixels), ("boxes", boxes))}
+        return METRICS["pixels"].estimated(values) | METRICS["boxes"].estimated(values)
+
+    one = of(0)
+    assert one["pixel_average_precision"].error == one["max_box_accuracy"].error == np.inf
+    both = of(0, 1)["pixel_average_precision"]  # half of the resamples have no pixel of an object
     assert (both.mean, both.error) == (1.0, 0.0)
-    assert "pixel_average_precision" not in _of_maps(records[1:])
+    assert "pixel_average_precision" not in of(1)
+
+
+def test_insertion_less_deletion_is_missing_where_one_is():
+    rows = {"insertion": [0.5, None, 0.7], "deletion": [0.2, 0.1, None]}
+    values = {name: {i: {"score": v} for i, v in enumerate(scores)} for name, scores in rows.items()}
+    estimate = METRICS["insertion"].estimated(values)["insertion_minus_deletion"]
+    assert (estimate.mean, estimate.count, estimate.missing) == (pytest.approx(0.3), 3, 2)
 
 
 def test_a_method_without_most_values_is_not_the_best():
@@ -182,7 +205,7 @@ def test_what_the_measures_themselves_show(noise):
         ("gradcam", "insertion"): figure(0.3 + noise),
     }
     _, weak = findings(summary(figures))
-    assert any("Deletion rewards scatter: noise by pixels has 0.2" in text for text in weak)
+    assert any("Deletion rewards scattered holes: noise by pixels has 0.2" in text for text in weak)
     assert any("Stability is no merit" in text for text in weak)
     assert any("disagree: deletion prefers Evidence, insertion Grad-CAM" in text for text in weak)
 
@@ -194,15 +217,77 @@ def test_time_is_beside_rises(noise):
     assert any("2 ms an image here; RISE takes 1,000 ms, 500 times" in text for text in findings(s)[0])
 
 
-def test_missing_and_odd_figures_are_shown_as_such():
+def test_one_survivor_of_twelve_is_no_finding():
+    """Eleven values are missing: no sentence, in either direction, about either method."""
+    survivor = estimate_of({0: -0.021, **dict.fromkeys(range(1, 12))})
+    names = ("evidence", "gradcam", "centre")
+    for few in names:
+        others = {name: figure((0.4 if name == "evidence" else 0.2) + np.arange(12) / 1000) for name in names}
+        strong, weak = findings(summary({(n, "road"): e for n, e in (others | {few: survivor}).items()}))
+        assert not any("0.021" in text for text in strong + weak)
+        if few == "evidence":
+            assert not strong + weak
+    weaknesses = {
+        "sanity_rank_correlation": 0.9,
+        "stability_shift": 0.1,
+        "stability_noise": 0.1,
+        "completeness": 0.5,
+    }
+    for column, value in weaknesses.items():
+        values = {("evidence", column): estimate_of({0: value, **dict.fromkeys(range(1, 12))})}
+        assert findings(summary(values)) == ([], [])
+
+
+@pytest.mark.parametrize(("known", "missing", "said"), [(9, 0, False), (10, 0, True), (10, 10, True), (10, 11, False)])
+def test_sentences_need_enough_values(known, missing, said):
+    assert LEAST_VALUES == 10
+    values = {i: 0.9 + i / 1000 for i in range(known)} | dict.fromkeys(range(100, 100 + missing))
+    _, weak = findings(summary({("evidence", "sanity_rank_correlation"): estimate_of(values)}))
+    assert any("depends little" in text for text in weak) == said
+    if said and missing:
+        assert "10 of 20 values missing" in weak[0]
+
+
+def test_sentences_count_missing_values(noise):
+    def scarce(values):
+        return estimate_of(dict(enumerate(values)) | dict.fromkeys(range(100, 105)))
+
+    strong, _ = findings(
+        summary({("evidence", "insertion"): scarce(0.8 + noise), ("gradcam", "insertion"): scarce(0.7 + noise)})
+    )
+    assert "insertion 0.800 (5 of 55 values missing) (Grad-CAM (5 of 55 values missing) is 0.100" in strong[0]
+    few = estimate_of({0: 0.1, 1: 0.2})
+    strong, _ = findings(
+        summary(
+            {
+                ("evidence", "insertion"): figure(0.8 + noise),
+                ("gradcam", "insertion"): figure(0.7 + noise),
+                ("rise", "insertion"): few,
+            }
+        )
+    )
+    assert "RISE not compared, for too few values" in strong[0]
+
+
+def test_tables_and_charts_count_missing_values(noise):
+    nothing = estimate_of(dict.fromkeys(range(12)))
+    point = estimate_of({0: 0.5, 1: None, 2: None})
     s = summary(
         {
-            ("evidence", "road"): Figure(0.5, 0.0, float("inf"), 1, 0, {0: 0.5}),
-            ("gradcam", "sanity_similarity"): Figure(0.1, 0.1, 0.05, 4, 3, {0: 0.1}),
+            ("evidence", "road"): Estimate(0.5, 0.0, float("inf"), 1, 0, {0: 0.5}),
+            ("gradcam", "road"): nothing,
+            ("rise", "road"): replace(figure(noise), count=53, missing=3),
         },
         left_out={"pixels": "the data has no masks"},
+        curves={("evidence", "deletion"): [point, point]},
+        cascade={"gradcam": (["head", "stem"], [point, nothing])},
     )
     page = html_report(s, [])
-    assert "3 missing" in page
     assert "the data has no masks" in page
-    assert "inf" not in csv_report(s)
+    for words in ("<small>3 missing", "<small>12 missing", "up to 2 of 3 values missing", "up to 12 of 12 values"):
+        assert words in page, words
+    assert page.count('<td class="few"') == 2
+    table = csv_report(s)
+    assert "nan" not in table
+    assert "inf" not in table
+    assert "gradcam,method,road,high,,0,,12,12" in table

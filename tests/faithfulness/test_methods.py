@@ -1,4 +1,4 @@
-"""Maps on one footing: where they lie, what they claim, when they say nothing, and that measuring changes nothing."""
+"""Maps in one form: where they are, what they claim, when they are uninformative; measuring changes nothing."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_completeness_error():
     assert error.isnan().tolist() == [[True, False]]
 
 
-def test_uniform_and_broken_maps_say_nothing():
+def test_uniform_and_broken_maps_are_uninformative():
     maps = torch.rand(5, 4, 4)
     maps[1] = 0.25
     maps[2, 0, 0] = torch.nan
@@ -112,28 +112,28 @@ def test_evidence_claims_the_logit_less_the_bias(pooling, exact, images):
 
 
 @pytest.mark.parametrize("pooling", ["additive", "additive_multi", "class_attention"])
-def test_the_lead_is_over_the_best_rival_of_each_patch(pooling, images):
+def test_contrastive_evidence_is_over_the_best_rival_of_each_patch(pooling, images):
     model = make(pooling, **({"layer_scale": 1.0} if pooling == "class_attention" else {}))
     classes = torch.tensor([[1, 3], [2, 0], [0, 0]])
     every = METHODS["evidence"](model, images, torch.arange(4).expand(3, -1)).values
-    lead = METHODS["lead"](model, images, classes).values
+    contrast = METHODS["contrast"](model, images, classes).values
     for i in range(3):
         for t, k in enumerate(classes[i].tolist()):
             rivals = every[i, [j for j in range(4) if j != k]]
-            torch.testing.assert_close(lead[i, t], every[i, k] - rivals.amax(0))
-    # each patch is led by one class at most
-    all_leads = METHODS["lead"](model, images, torch.arange(4).expand(3, -1)).values
-    assert ((all_leads > 0).sum(1) <= 1).all()
+            torch.testing.assert_close(contrast[i, t], every[i, k] - rivals.amax(0))
+    # at each patch at most one class is ahead
+    every_contrast = METHODS["contrast"](model, images, torch.arange(4).expand(3, -1)).values
+    assert ((every_contrast > 0).sum(1) <= 1).all()
 
 
-def test_a_lead_among_many_classes_does_not_depend_on_the_other_images(images):
+def test_a_contrast_among_many_classes_does_not_depend_on_the_other_images(images):
     model = make("class_attention", layer_scale=1.0, num_classes=150)
     with torch.no_grad():
         ranked = model(images).argsort(1, descending=True)
     classes = ranked[:, [0, 140]]  # of the second, no other image may make a rival
-    together = METHODS["lead"](model, images, classes).values
+    together = METHODS["contrast"](model, images, classes).values
     for i in range(3):
-        alone = METHODS["lead"](model, images[i : i + 1], classes[i : i + 1]).values
+        alone = METHODS["contrast"](model, images[i : i + 1], classes[i : i + 1]).values
         torch.testing.assert_close(together[i], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_other_backbones_are_explained_too(name):
     model = with_attention_pooling(name, pooling="additive", num_classes=3, pretrained=False).eval()
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([[0], [2]])
-    for method in ("evidence", "lead", "attention", "gradcam", "gradcam_lead", "layercam", "random"):
+    for method in ("evidence", "contrast", "attention", "gradcam", "gradcam_contrast", "layercam", "random"):
         attribution = METHODS[method](model, images, classes, CHEAP)
         assert attribution.values.shape == (2, 1, 2, 3)
         assert attribution.grid == patch_grid(model, (64, 96), (2, 3))
@@ -214,9 +214,9 @@ def test_gradcam_is_the_formula(model, images):
         parameter.grad = None
 
 
-def test_gradcams_lead_is_over_the_best_rival_of_each_place(model, images):
+def test_contrastive_gradcam_is_over_the_best_rival_of_each_place(model, images):
     classes = torch.tensor([[0, 3], [2, 2], [3, 1]])
-    lead = METHODS["gradcam_lead"](model, images, classes).values
+    contrast = METHODS["gradcam_contrast"](model, images, classes).values
     features = model.forward_features(images).detach().requires_grad_()
     logits = model.forward_head(features)
     cams = []
@@ -226,7 +226,7 @@ def test_gradcams_lead_is_over_the_best_rival_of_each_place(model, images):
     for i in range(3):
         for t, k in enumerate(classes[i].tolist()):
             rivals = torch.stack([cams[j][i] for j in range(4) if j != k])
-            torch.testing.assert_close(lead[i, t], cams[k][i] - rivals.amax(0), atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(contrast[i, t], cams[k][i] - rivals.amax(0), atol=1e-6, rtol=1e-4)
 
 
 def test_rise_masks_are_soft_and_half_open():
@@ -258,6 +258,8 @@ def test_rise_finds_the_planted_place():
     ("names", "words"),
     [
         (["gradcan"], "Did you mean 'gradcam'"),
+        (["lead"], "Did you mean 'contrast'"),  # as earlier versions called it
+        (["gradcam_lead"], "Did you mean 'gradcam_contrast'"),
         (["attention", "attention"], "twice"),
         ([], "no method"),
     ],

@@ -1,4 +1,4 @@
-"""Where the things are on the images of a data set: boxes and masks, read, checked, laid onto the network input."""
+"""Annotations: where the objects are on the images of a data set, as boxes or masks on the network input."""
 
 import csv
 import os
@@ -35,8 +35,8 @@ def image_name(split: Split, index: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Objects:
-    """The boxes, the masks or both, of a split's images; made by `read_objects`.
+class Annotations:
+    """The boxes, the masks or both, of a split's images; made by `read_annotations`.
 
     Args:
         names: one an image, for messages.
@@ -49,7 +49,7 @@ class Objects:
     masks: Sequence[Path | np.ndarray] | None
 
     def on_input(self, index: int, geometry: Geometry) -> Located:
-        """An image's object on its network input.
+        """An image's annotation on its network input.
 
         Boxes without a mask are filled to be one; a mask without boxes gets its bounding box. What lies outside of the
         network input is cut off, so little or nothing of an object may be left.
@@ -84,15 +84,17 @@ class Objects:
         return value
 
 
-def read_objects(split: Split, indices: Sequence[int], boxes: Source | None, masks: Source | None) -> Objects | None:
-    """The objects of a split's images.
+def read_annotations(
+    split: Split, indices: Sequence[int], boxes: Source | None, masks: Source | None
+) -> Annotations | None:
+    """The annotations of a split's images.
 
     Args:
         split: the images.
-        indices: which of them need an object.
-        boxes: a CSV file with the columns image, x0, y0, x1, y1 (pixels of the image, edges at whole numbers, a row
-            a box; an image is named by "class/file", by "file", or by its number in the split, for images in
-            memory), or an array (n, 4) for each image of the split.
+        indices: which of them need an annotation.
+        boxes: a CSV file with the columns image, x0, y0, x1, y1 (pixels of the image, edges at whole numbers, one
+            row a box; an image is named by "class/file", by "file", or by its number in the split, for images in
+            memory; the column may be called picture), or an array (n, 4) for each image of the split.
         masks: a folder with an image file for each image, not zero where the object is, called NAME_mask.png or
             NAME.png, in folders by class or all in one; or an array (H, W) for each image of the split.
 
@@ -100,7 +102,7 @@ def read_objects(split: Split, indices: Sequence[int], boxes: Source | None, mas
         None where neither boxes nor masks are given.
 
     Raises:
-        UserError: a file or folder is missing or not of that form, or has nothing for an image that needs an object.
+        UserError: a file or folder is missing or not of that form, or has nothing for an image that needs one.
     """
     if boxes is None and masks is None:
         return None
@@ -110,7 +112,7 @@ def read_objects(split: Split, indices: Sequence[int], boxes: Source | None, mas
             raise UserError(f"given {what} for {len(given)} images, but the data has {len(split)}; give one an image.")
     box_list = _read_boxes(Path(boxes), names, indices) if isinstance(boxes, str | os.PathLike) else boxes
     mask_list = _find_masks(Path(masks), split, names, indices) if isinstance(masks, str | os.PathLike) else masks
-    return Objects(names, box_list, mask_list)
+    return Annotations(names, box_list, mask_list)
 
 
 def _read_boxes(path: Path, names: list[str], indices: Sequence[int]) -> list[np.ndarray]:
@@ -118,8 +120,10 @@ def _read_boxes(path: Path, names: list[str], indices: Sequence[int]) -> list[np
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-                raise UserError(f"{path} has no column {missing[0]!r}; needed are {', '.join(COLUMNS)}.")
+            # tables written for earlier versions say picture
+            reader.fieldnames = ["image" if name == "picture" else name for name in reader.fieldnames or ()]
+            if missing := [column for column in COLUMNS if column not in reader.fieldnames]:
+                raise UserError(f"{path} has no column {missing[0]!r}; it must have {', '.join(COLUMNS)}.")
             for row in reader:
                 found.setdefault(row["image"], []).append([float(row[column]) for column in COLUMNS[1:]])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -129,7 +133,7 @@ def _read_boxes(path: Path, names: list[str], indices: Sequence[int]) -> list[np
             raise
         raise UserError(f"{path} has a row whose box is not four numbers: {error}") from error
     boxes = [np.array(found.get(name, found.get(name.rpartition("/")[2], []))).reshape(-1, 4) for name in names]
-    _complain_of_missing("box", path, [names[index] for index in indices if not len(boxes[index])], len(indices))
+    _refuse_missing("box", path, [names[index] for index in indices if not len(boxes[index])], len(indices))
     return boxes
 
 
@@ -144,17 +148,17 @@ def _find_masks(folder: Path, split: Split, names: list[str], indices: Sequence[
         candidates = [
             folder / place / called for place in (parent, "") for called in (f"{stem}_mask.png", f"{stem}.png")
         ]
-        if isinstance(split, ImageFiles):  # masks may lie beside their images, and an image is no mask
+        if isinstance(split, ImageFiles):  # masks may be beside their images, and an image is no mask
             candidates = [path for path in candidates if path.resolve() != split.paths[index].resolve()]
         mask = next((path for path in candidates if path.is_file()), None) if index in needed else None
         if mask is None and index in needed:
             missing.append(name)
         masks.append(mask or candidates[0])
-    _complain_of_missing("mask", folder, missing, len(indices))
+    _refuse_missing("mask", folder, missing, len(indices))
     return masks
 
 
-def _complain_of_missing(what: str, place: Path, missing: list[str], count: int) -> None:
+def _refuse_missing(what: str, place: Path, missing: list[str], count: int) -> None:
     if missing:
         listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         hint = ", called like the image with the ending .png or _mask.png" if what == "mask" else ""
@@ -167,12 +171,10 @@ def _complain_of_missing(what: str, place: Path, missing: list[str], count: int)
 def _checked_boxes(boxes: np.ndarray, name: str, height: int, width: int) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-        raise UserError(f"the boxes of {name} have shape {boxes.shape}; needed is (number, 4), at least one.")
+        raise UserError(f"the boxes of {name} have shape {boxes.shape}; it must be (number, 4), with at least one box.")
     for x0, y0, x1, y1 in boxes.tolist():
         if not (x0 < x1 and y0 < y1):
-            raise UserError(
-                f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of {name} is empty; x0 < x1 and y0 < y1 are needed."
-            )
+            raise UserError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of {name} is empty; it needs x0 < x1 and y0 < y1.")
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
             raise UserError(
                 f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of {name} reaches outside of the image, which is {width} "

@@ -1,34 +1,34 @@
-"""`audit`: how far a model's maps can be trusted, in figures, on a whole data set, beside the usual methods."""
+"""`audit`: how far a model's maps can be trusted, in numbers, on a whole data set, beside the usual methods."""
 
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from patchconvnet._version import __version__
+import patchconvnet
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
-from patchconvnet.faithfulness.annotations import Source, image_name, read_objects
+from patchconvnet.faithfulness.annotations import Source, image_name, read_annotations
 from patchconvnet.faithfulness.baselines import chosen_methods
 from patchconvnet.faithfulness.methods import AttributionOptions, Method, frozen
+from patchconvnet.faithfulness.metrics import METRICS, Metric
+from patchconvnet.faithfulness.progress import Progress, estimated_cost, seconds_of_a_pass
 from patchconvnet.faithfulness.report.report import Files, write_report
-from patchconvnet.faithfulness.results import Ledger
-from patchconvnet.faithfulness.runner import AuditRun, load_images
-from patchconvnet.faithfulness.settings import LOCALISATION, MEASURES, MOSAICS, AuditSettings
-from patchconvnet.faithfulness.statistics import Summary, summarise
+from patchconvnet.faithfulness.results import Results
+from patchconvnet.faithfulness.runner import Runner, load_images
+from patchconvnet.faithfulness.settings import QUICK, AuditSettings
+from patchconvnet.faithfulness.summary import Summary, summarise
 
 
 class Audit(NamedTuple):
-    """The figures, and the files they were written to."""
+    """The estimates, and the files they were written to."""
 
     summary: Summary
     files: Files
@@ -50,8 +50,8 @@ def audit(
 ) -> Audit:
     """Measure a model's maps beside the usual methods and write a report.
 
-    What is measured is kept at once: after an interruption the same call goes on where it stopped, and gives the same
-    figures as if nothing had been.
+    Results are kept as soon as they are there: after an interruption the same call continues where it stopped, and
+    gives the same numbers as without it.
 
     Args:
         model: a classifier with attention pooling; any classifier with `forward_features` and `forward_head` if the
@@ -59,11 +59,11 @@ def audit(
         data: the images.
         out: folder for `report.html`, `report.json`, `report.csv` and the state of the audit.
         settings: what to measure.
-        boxes, masks: where the objects are, see `objects.read_objects`.
+        boxes, masks: where the objects are, see `annotations.read_annotations`.
         preprocessing: from image to network input; the model's own by default.
         device: where to compute; the model is moved there.
         name, data_name: what the report calls the model and the data.
-        show_progress: whether to draw a progress bar.
+        show_progress: whether to say the estimated time and the progress: a bar on a terminal, lines elsewhere.
 
     Raises:
         UserError: an empty data set, a model without maps or of other classes, a measure without what it needs, wrong
@@ -73,72 +73,67 @@ def audit(
     if not len(data):
         raise UserError("there are no images to audit on; the data set, or this split of it, is empty.")
     methods = chosen_methods(settings.methods)
-    measures, left_out = _measures(settings, has_objects=boxes is not None or masks is not None, masks=masks)
+    metrics, left_out = _metrics(settings, boxes is not None or masks is not None, masks is not None)
     preprocessing = preprocessing or preprocessing_of(model)
     order = list(range(len(data)))
     random.Random(settings.seed).shuffle(order)
     chosen = order[: settings.limit]
-    objects = read_objects(data, chosen, boxes, masks) if set(measures) & set(LOCALISATION) else None
+    needs_annotations = any(metric.needs for metric in metrics)
+    annotations = read_annotations(data, chosen, boxes, masks) if needs_annotations else None
     labels = _labels(model, data)
     device = torch.device(device)
     header = {
-        "package": {"version": __version__},
+        "package": {"version": patchconvnet.__version__},
         "model": {"name": name, "weights": _fingerprint(model)},
         "data": {"name": data_name, "images": len(data), "fingerprint": _data_fingerprint(data)},
-        "objects": objects.fingerprint() if objects else None,
+        "annotations": annotations.fingerprint() if annotations else None,
         "preprocessing": preprocessing.to_dict(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "settings": {**asdict(settings), "measures": list(measures)},
+        "settings": {**asdict(settings), "measures": [metric.name for metric in metrics]},
     }
     model.to(device)
     with frozen(model):
-        _try(model, methods, load_images(data, chosen[:1], preprocessing, device).images, settings, measures)
-        ledger = Ledger(Path(out), header)
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=Console(),
-            disable=not show_progress,
-            transient=True,
-        )
-        run = AuditRun(
-            model, data, labels, preprocessing, device, settings, methods, measures, objects, ledger, progress
+        first = load_images(data, chosen[: settings.batch_size], preprocessing, device).images
+        _try(model, methods, first[:1], settings, metrics)
+        size = (first.shape[-2], first.shape[-1])
+        cost = estimated_cost(seconds_of_a_pass(model, first), size, settings, methods, metrics)
+        results = Results(Path(out), header)
+        progress = Progress(show_progress, cost, 0.0)
+        runner = Runner(
+            model, data, labels, preprocessing, device, settings, methods, metrics, annotations, results, progress
         )
         try:
+            predicted = min(len(order), runner.predicted(len(chosen)))
+            progress.total = cost.total(predicted, len(chosen), settings.mosaics, min(len(chosen), settings.robustness))
             with progress:
-                run.predict(chosen, order)
-                run.explain(chosen)
-                for measure, n in MOSAICS.items():
-                    if measure in measures and (missing := run.mosaics(n)):
-                        left_out[measure] = missing
-                run.look_closely(chosen)
-            summary = summarise(ledger, methods, measures, left_out, header, class_names_of(model))
-            examples = run.examples(chosen)
+                left_out |= runner.run(chosen, order)
+            summary = summarise(results, methods, metrics, left_out, header, class_names_of(model))
+            examples = runner.examples(chosen)
         finally:
-            ledger.close()
+            results.close()
     return Audit(summary, write_report(summary, examples, Path(out)))
 
 
-def _measures(settings: AuditSettings, has_objects: bool, masks: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """What will be measured, and what not and why."""
-    if settings.measures is None:
-        left_out = {}
-        if not has_objects:
-            left_out = dict.fromkeys(LOCALISATION, "the data has no boxes and no masks")
-        elif masks is None:
-            left_out["pixels"] = "the data has boxes, but no masks"
-        return tuple(name for name in MEASURES if name not in left_out), left_out
-    if not has_objects and (impossible := [name for name in settings.measures if name in LOCALISATION]):
-        raise UserError(f"measure {impossible[0]!r} needs to know where the objects are; give boxes or masks.")
-    if "pixels" in settings.measures and masks is None:
-        raise UserError("measure 'pixels' needs masks, boxes are too coarse for it; give masks or leave it out.")
-    return tuple(name for name in MEASURES if name in settings.measures), {}
+def _metrics(settings: AuditSettings, annotated: bool, masked: bool) -> tuple[list[Metric], dict[str, str]]:
+    """What will be measured; and what not, with the reason."""
+    lacking = {
+        name: "the data has no boxes and no masks" if not annotated else "the data has boxes, but no masks"
+        for name, metric in METRICS.items()
+        if metric.needs and (not annotated or (metric.needs == "masks" and not masked))
+    }
+    if settings.measures is not None:
+        for name in settings.measures:
+            if name in lacking:
+                needed = "masks; boxes are too coarse for it" if annotated else "boxes or masks of the objects"
+                raise UserError(f"measure {name!r} needs {needed}. Give them, or leave it out.")
+        return [metric for name, metric in METRICS.items() if name in settings.measures], {}
+    if settings.quick:
+        lacking |= dict.fromkeys(QUICK["without"], "not part of a quick audit")
+    return [metric for name, metric in METRICS.items() if name not in lacking], lacking
 
 
 def _try(
-    model: nn.Module, methods: Sequence[Method], image: Tensor, settings: AuditSettings, measures: Sequence[str]
+    model: nn.Module, methods: Sequence[Method], image: Tensor, settings: AuditSettings, metrics: Sequence[Metric]
 ) -> None:
     """Whether every method has a map for this model, and mosaics fit into it; found now, not after an hour."""
     classes = torch.zeros(1, 1, dtype=torch.int64, device=image.device)
@@ -151,15 +146,15 @@ def _try(
                 f"{type(model).__name__} cannot be explained by {method.title}: {error}. It has no spatial map before "
                 "its head; leave that method out."
             ) from error
-    for measure, n in MOSAICS.items():
-        if measure in measures:
+    for metric in metrics:
+        if metric.stage == "mosaics":
             try:
                 with torch.no_grad():
-                    model(image.repeat(1, 1, n, n))
+                    model(image.repeat(1, 1, metric.cells, metric.cells))
             except Exception as error:  # every architecture says in its own way that it takes one size only
                 raise UserError(
-                    f"{type(model).__name__} takes no images of {n} times the size ({error}); leave the measure "
-                    f"{measure!r} out."
+                    f"{type(model).__name__} takes no images of {metric.cells} times the size ({error}); leave the "
+                    f"measure {metric.name!r} out."
                 ) from error
 
 

@@ -21,6 +21,7 @@ from patchconvnet.faithfulness.methods import (
     OURS,
     Attribution,
     AttributionOptions,
+    Compute,
     Method,
     frozen,
     generator_of,
@@ -80,7 +81,7 @@ class _FromFeatures(nn.Module):
     """A network cut before its head, with the features as a layer that can be hooked and that gradients end at.
 
     The features are a leaf of the graph, so a backward pass goes through the head only: the time measured is the
-    method's own, not that of gradients nobody asked for.
+    method's own, without gradients that it does not need.
     """
 
     def __init__(self, model: nn.Module):
@@ -106,8 +107,8 @@ def _class_activation(which: str) -> Any:
         with frozen(model), torch.enable_grad():
             network = _FromFeatures(model)
             cam = getattr(library, which)(model=network, target_layers=[network.features])
-            # the library would enlarge its maps as if patches lay side by side, and `Attribution` knows where they lie:
-            # it is told to leave them at their own size
+            # the library would enlarge its maps as if patches were side by side from edge to edge, and `Attribution`
+            # knows where they are: keep them at their own size
             cam.get_target_width_height = lambda _: tuple(cam.activations_and_grads.activations[0].shape[:1:-1])
             asked = [targets.ClassifierOutputTarget(k) for k in classes.flatten().tolist()]
             values = cam(images.repeat_interleave(count, 0), asked)
@@ -119,7 +120,7 @@ def _class_activation(which: str) -> Any:
     return compute
 
 
-def _gradcam_lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+def _gradcam_contrast(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
     with frozen(model), torch.enable_grad():
         network = _FromFeatures(model)
         logits, features = network(images), network.at
@@ -199,6 +200,10 @@ def _imported(name: str) -> Any:
         ) from error
 
 
+def _control(name: str, title: str, about: str, compute: Compute) -> Method:
+    return Method(name, title, about, "control", compute, passes=lambda _: 0.0, all_classes_at_once=True)
+
+
 BASELINES = (
     Method(
         "gradcam",
@@ -225,12 +230,12 @@ BASELINES = (
         needs="pytorch_grad_cam",
     ),
     Method(
-        "gradcam_lead",
-        "Grad-CAM lead",
-        "Grad-CAM, before its cut at zero, less that of the best rival at each place: what the competition between "
-        "classes alone does for the lead",
+        "gradcam_contrast",
+        "Contrastive Grad-CAM",
+        "Grad-CAM, before its cut at zero, less that of the strongest other class at each place: how much of the gain "
+        "of contrastive evidence comes from the contrast alone",
         "method",
-        _gradcam_lead,
+        _gradcam_contrast,
         signed=True,
         passes=lambda _: 2.0,
     ),
@@ -251,13 +256,15 @@ BASELINES = (
         "method",
         _rise,
         passes=lambda options: float(options.rise_masks),
+        all_classes_at_once=True,
     ),
-    Method("edges", "Edges", "Sobel's filter on the image; knows no network", "control", _edges),
-    Method("centre", "Centre", "a Gaussian at the centre, sigma a quarter of the side", "control", _centre),
-    Method("random", "Random patches", "noise, one value a patch", "control", _random_patches),
-    Method("random_pixels", "Random pixels", "noise, one value a pixel", "control", _random_pixels),
+    _control("edges", "Edges", "Sobel's filter on the image; knows no network", _edges),
+    _control("centre", "Centre", "a Gaussian at the centre, sigma a quarter of the side", _centre),
+    _control("random", "Random patches", "noise, one value a patch", _random_patches),
+    _control("random_pixels", "Random pixels", "noise, one value a pixel", _random_pixels),
 )
 
+RENAMED = {"lead": "contrast", "gradcam_lead": "gradcam_contrast"}  # as earlier versions called them
 METHODS = {method.name: method for method in (*OURS, *BASELINES)}
 
 
@@ -270,7 +277,7 @@ def chosen_methods(names: Iterable[str]) -> list[Method]:
     methods = []
     for name in names:
         if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
+            close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, METHODS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UserError(f"unknown method {name!r}; known: {', '.join(METHODS)}.{hint}")
         if METHODS[name] in methods:

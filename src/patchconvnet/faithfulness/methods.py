@@ -1,6 +1,6 @@
-"""Attributions: maps of any method for any classes, on one footing, so that they can be measured beside each other.
+"""Attributions: maps of any method for any classes in one form, so that they can be measured beside each other.
 
-Ours are here, attention and evidence; the usual ones are in `baselines`.
+Ours are here: evidence, contrastive evidence, attention. The usual ones are in `baselines`.
 """
 
 import zlib
@@ -16,7 +16,8 @@ from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import look
 from patchconvnet.explanation.patch_grid import Grid, patch_grid
 
-MOST_RIVALS = 100  # classes that compete in a lead, the image's likeliest; each may cost a backward pass of the head
+COSTLY = 5.0  # forward passes for a map; RISE takes hundreds, integrated gradients 150, all others at most 2
+MOST_RIVALS = 100  # classes that compete, the image's likeliest; each may cost a backward pass of the head
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Attribution:
 
     Args:
         values: (B, T, h, w) float; the larger, the more a place speaks for the class.
-        grid: how the map's cells lie on the network input.
+        grid: where the map's cells are on the network input.
         total: (B, T), what the method says its values sum to; None where it claims nothing.
     """
 
@@ -36,7 +37,7 @@ class Attribution:
     def pixels(self, size: tuple[int, int]) -> Tensor:
         """(B, T, H, W): the maps at the resolution of a network input of `size` = (H, W), each value at its place.
 
-        Bilinear between cell centres and constant beyond the outer ones, as `placement.place` on the whole input.
+        Bilinear between cell centres and constant beyond the outer ones, as `patch_grid.place` on the whole input.
         """
         rows, columns = (self._weights(axis, size[axis]) for axis in (0, 1))
         return rows @ self.values @ columns.mT
@@ -67,7 +68,7 @@ class Attribution:
 def uninformative(maps: Tensor) -> Tensor:
     """(...,) bool for maps (..., H, W): whether a map is uniform or holds a NaN or an infinity.
 
-    Such a map names no place. Every measure counts it as a miss: ties must not be broken in its favour.
+    Such a map names no place. Every metric counts it as a miss: ties must not be broken in its favour.
     """
     flat = maps.flatten(-2)
     return ~flat.isfinite().all(-1) | (flat.amax(-1) == flat.amin(-1))
@@ -110,7 +111,8 @@ class Method:
         kind: "ours", another "method", or a "control" that doesn't ask the network.
         signed: whether values below zero mean "against".
         compute: (model in eval mode, images (B, C, H, W), classes (B, T), options) → `Attribution`.
-        passes: its cost for an image, in forward passes, for progress bars.
+        passes: its cost for an image, in forward passes.
+        all_classes_at_once: whether it costs the same for several classes.
         needs: what has to be installed.
     """
 
@@ -121,7 +123,12 @@ class Method:
     compute: Compute
     signed: bool = False
     passes: Callable[[AttributionOptions], float] = lambda _: 1.0
+    all_classes_at_once: bool = False
     needs: str | None = None
+
+    def is_costly(self, options: AttributionOptions) -> bool:
+        """Whether a map takes so many passes that making many of each image is only done when asked for."""
+        return self.passes(options) > COSTLY
 
     def __call__(
         self, model: nn.Module, images: Tensor, classes: Tensor, options: AttributionOptions | None = None
@@ -166,9 +173,9 @@ def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionO
     return Attribution(values, patch_grid(model, _size(images), _size(values)), total)
 
 
-def _lead(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
+def _contrast(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
     seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
-    # what other images of the batch were asked about has evidence too, but is no rival here
+    # classes that other images of the batch were asked about have evidence too, but are no rivals here
     likeliest = seen.logits.topk(min(MOST_RIVALS, seen.logits.shape[1]), 1).indices  # (B, R)
     rival = (seen.classes[:, :, None] == likeliest[:, None]).any(2)  # (B, K')
     maps = []
@@ -192,16 +199,18 @@ OURS = (
         "ours",
         _evidence,
         signed=True,
+        all_classes_at_once=True,
     ),
     Method(
-        "lead",
-        "Evidence lead",
-        "by how much each patch speaks more for the class than for any other (of many, the likeliest hundred): "
-        "evidence less that of the best rival there, after the competition between classes of Gupta and Arora 2019, "
+        "contrast",
+        "Contrastive evidence",
+        "each patch's evidence for the class less that for the strongest other class there (of many classes, the "
+        "hundred likeliest), after the competition between classes of Gupta and Arora 2019, "
         "arXiv 1905.12152",
         "ours",
-        _lead,
+        _contrast,
         signed=True,
+        all_classes_at_once=True,
     ),
     Method(
         "attention",
@@ -209,5 +218,6 @@ OURS = (
         "the weights that pool the patches, from the forward pass itself (Touvron et al. 2021, arXiv 2112.13692)",
         "ours",
         _attention,
+        all_classes_at_once=True,
     ),
 )

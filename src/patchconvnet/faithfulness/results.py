@@ -1,4 +1,4 @@
-"""What an audit has measured so far: a folder that an interrupted one goes on from, and that no other one may use.
+"""What an audit has measured so far, in a folder: an interrupted audit continues from it, and no other one may use it.
 
 `audit.json` says what is measured, on what, and how; `results.jsonl` gets a line for each result as soon as it is
 there.
@@ -14,17 +14,18 @@ from typing import Any
 from patchconvnet.errors import UserError
 from patchconvnet.files import write_atomic
 
+FORMAT = 2  # of both files; 1 had other names, and a ROAD that depended on the batch
 HEADER_FILE, RESULTS_FILE = "audit.json", "results.jsonl"
 
 Record = dict[str, Any]
 
 
-class Ledger:
+class Results:
     """The results of an audit, in memory and on disk.
 
     Args:
         folder: made where it is missing.
-        header: plain values that say what is measured; those of an audit that is gone on with must be the same.
+        header: plain values that say what is measured; those of an audit that is continued must be the same.
 
     Raises:
         UserError: the folder holds an audit of something else, or damaged files, or cannot be written.
@@ -40,7 +41,7 @@ class Ledger:
                 self._read()
             else:
                 (folder / RESULTS_FILE).unlink(missing_ok=True)
-                text = json.dumps(header, indent=2, ensure_ascii=False) + "\n"
+                text = json.dumps({"format": FORMAT, **header}, indent=2, ensure_ascii=False) + "\n"
                 write_atomic(folder / HEADER_FILE, lambda path: path.write_text(text, encoding="utf-8"))
             self._file = (folder / RESULTS_FILE).open("ab")
         except (OSError, json.JSONDecodeError) as error:
@@ -65,10 +66,15 @@ class Ledger:
         return [record for record in self.records.values() if record["kind"] == kind]
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._file.close()
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
+        if there.get("format", 1) != FORMAT:
+            raise UserError(
+                f"{self.folder} holds an audit of an earlier version, which cannot be continued with this one; its "
+                "report stays readable. Choose another folder."
+            )
         here = json.loads(json.dumps(here))
         for part in here:
             if there.get(part) == here[part]:
@@ -78,8 +84,8 @@ class Ledger:
                 name = next(key for key in {**new, **old} if old.get(key) != new.get(key))
                 part, old, new = f"{part} {name}", old.get(name), new.get(name)
             raise UserError(
-                f"{self.folder} holds another audit: its {part} is {_short(old)}, now it is {_short(new)}. Go on with "
-                "the same model, data and options, or choose another folder."
+                f"{self.folder} holds another audit: its {part} is {_short(old)}, now it is {_short(new)}. Continue it "
+                "with the same model, data and options, or choose another folder."
             )
 
     def _read(self) -> None:
@@ -95,12 +101,12 @@ class Ledger:
 
 
 def key_of(record: Record) -> tuple[Any, ...]:
-    """What a result is of: kind, method, size of the mosaic, image or mosaic."""
+    """What a result belongs to: kind, method, cells of the mosaic's side, image or mosaic."""
     return record["kind"], record.get("method"), record.get("n"), record["image"]
 
 
 def _plain(value: Any) -> Any:
-    """Values as JSON knows them: numbers that are none become null, the others keep six digits."""
+    """Values as JSON knows them: numbers that are not finite become null, the others keep six digits."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,39 +1,42 @@
-"""An audit at work: predictions, maps, mosaics, a closer look, examples; each does what is not there yet."""
+"""An audit at work: predictions, maps, mosaics, repeated maps, examples; each does what is not there yet."""
 
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from patchconvnet.data.preprocessing import Geometry, Preprocessing
 from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of
-from patchconvnet.faithfulness.annotations import Objects, image_name
+from patchconvnet.faithfulness.annotations import Annotations, image_name
 from patchconvnet.faithfulness.methods import Method, uninformative
-from patchconvnet.faithfulness.metrics import deletion, localisation, road, robustness
-from patchconvnet.faithfulness.report.report import Example
-from patchconvnet.faithfulness.results import Ledger, Record
-from patchconvnet.faithfulness.settings import CLOSE, FAITHFULNESS, LOCALISATION, MOSAICS, AuditSettings
+from patchconvnet.faithfulness.metrics import Case, Metric
+from patchconvnet.faithfulness.metrics.grid_pointing import mosaic
+from patchconvnet.faithfulness.progress import Progress
+from patchconvnet.faithfulness.report.gallery import Example
+from patchconvnet.faithfulness.results import Record, Results
+from patchconvnet.faithfulness.settings import AuditSettings
 
 CONFIDENT = 0.5  # least probability of an image in a mosaic
 POOL = 20  # images to choose from for each mosaic
 
 
 class Batch(NamedTuple):
+    """images: (B, C, H, W), preprocessed; geometries: how each of them lies on its original."""
+
     images: Tensor
     geometries: list[Geometry]
 
 
 @dataclass
-class AuditRun:
-    """One audit at work. Each of its parts does what is not in the ledger yet."""
+class Runner:
+    """One audit at work. Each of its parts does what is not in the results yet."""
 
     model: nn.Module
     data: Split
@@ -42,203 +45,175 @@ class AuditRun:
     device: torch.device
     settings: AuditSettings
     methods: list[Method]
-    measures: tuple[str, ...]
-    objects: Objects | None
-    ledger: Ledger
+    metrics: list[Metric]
+    annotations: Annotations | None
+    results: Results
     progress: Progress
 
+    def run(self, chosen: Sequence[int], order: Sequence[int]) -> dict[str, str]:
+        """Everything; returns the measures that could not be made, with the reason."""
+        self.predict(chosen, order)
+        self.explain(chosen)
+        left_out: dict[str, str] = {}
+        for n in sorted({metric.cells for metric in self._metrics("mosaics")}):
+            if reason := self.mosaics(n):
+                left_out |= {metric.name: reason for metric in self._metrics("mosaics") if metric.cells == n}
+        self.repeat(chosen)
+        return left_out
+
     def predict(self, chosen: Sequence[int], order: Sequence[int]) -> None:
-        """What the network says of every image; and whether the objects' boxes and masks fit their images."""
-        wanted = len(chosen)
-        if set(self.measures) & set(MOSAICS):
-            wanted = max(wanted, POOL * self.settings.mosaics)
+        """What the network says of every image; and whether boxes and masks fit their images."""
         needed = set(chosen)
-        work = list(_chunks(order[:wanted], self.settings.forward_batch))
-        task = self._task("predictions", sum(len(part) for part in work))
-        for part in work:
-            if not self.ledger.has(("prediction", None, None, index) for index in part):
-                batch = self._load(part)
-                for index, geometry in zip(part, batch.geometries, strict=True):
-                    if self.objects and index in needed:
-                        self.objects.on_input(index, geometry)
-                with torch.no_grad():
-                    logits = self.model(batch.images).float()
-                if not logits.isfinite().all():
-                    raise UserError(
-                        "the network's answers are not finite numbers; its training has diverged, or its weights are "
-                        "damaged."
-                    )
-                best = logits.softmax(1).max(1)
-                self.ledger.add(
-                    [
-                        {
-                            "kind": "prediction",
-                            "image": index,
-                            "name": image_name(self.data, index),
-                            "label": self.labels[index],
-                            "predicted": predicted,
-                            "probability": probability,
-                        }
-                        for index, predicted, probability in zip(
-                            part, best.indices.tolist(), best.values.tolist(), strict=True
-                        )
-                    ]
+        for part in _chunks(order[: self.predicted(len(chosen))], self.settings.forward_batch):
+            self.progress.at("predictions")
+            if self.results.has(("prediction", None, None, index) for index in part):
+                self.progress.skip(self.progress.cost.prediction * len(part))
+                continue
+            batch = self._load(part)
+            for index, geometry in zip(part, batch.geometries, strict=True):
+                if self.annotations and index in needed:
+                    self.annotations.on_input(index, geometry)
+            with torch.no_grad():
+                logits = self.model(batch.images).float()
+            if not logits.isfinite().all():
+                raise UserError(
+                    "the network's answers are not finite numbers; its training has diverged, or its weights are "
+                    "damaged."
                 )
-            self.progress.advance(task, len(part))
+            best = logits.softmax(1).max(1)
+            rows = zip(part, best.indices.tolist(), best.values.tolist(), strict=True)
+            self.results.add(
+                [
+                    {
+                        "kind": "prediction",
+                        "image": index,
+                        "name": image_name(self.data, index),
+                        "label": self.labels[index],
+                        "predicted": predicted,
+                        "probability": probability,
+                    }
+                    for index, predicted, probability in rows
+                ]
+            )
+            self.progress.advance(self.progress.cost.prediction * len(part))
+
+    def predicted(self, chosen: int) -> int:
+        """How many images need a prediction: those that are explained, and enough to choose mosaics from."""
+        return max(chosen, POOL * self.settings.mosaics if self._metrics("mosaics") else 0)
 
     def explain(self, chosen: Sequence[int]) -> None:
         """Maps of every image by every method, and what is measured on them."""
-        s = self.settings
-        on_maps = [name for name in (*FAITHFULNESS, *LOCALISATION) if name in self.measures]
-        asks = (
-            (s.steps + 1) * len({"deletion", "insertion"} & set(on_maps))
-            + 2 * len(road.FRACTIONS) * ("road" in on_maps)
-        )  # fmt: skip
-        costs = {method.name: method.passes(s.options) + asks for method in self.methods}
-        task = self._task("maps", len(chosen) * sum(costs.values()))
-        for part in _chunks(chosen, s.batch_size):
-            if to_do := self._to_do("map", None, part, task, costs):
-                batch, classes = self._load(part), self._classes(part)
+        for part in _chunks(chosen, self.settings.batch_size):
+            if to_do := self._to_do("maps", 0, part, self.methods):
+                batch, classes = self._load(part), self._classes(part)[:, None]
             for method in to_do:
-                self.progress.update(task, description=f"maps: {method.title}")
-                self.ledger.add(self._measured(method, part, batch, classes))
-                self.progress.advance(task, len(part) * costs[method.name])
+                self.progress.at(f"maps: {method.title}")
+                self.results.add(self._explained(method, part, batch, classes))
+                self.progress.advance(self.progress.cost.maps[method.name] * len(part))
 
-    def _measured(self, method: Method, part: Sequence[int], batch: Batch, classes: Tensor) -> list[Record]:
-        s, images = self.settings, batch.images
+    def _explained(self, method: Method, part: Sequence[int], batch: Batch, classes: Tensor) -> list[Record]:
+        images, options = batch.images, self.settings.options
         start = self._now()
-        attribution = method(self.model, images, classes[:, None], s.options)
+        attribution = method(self.model, images, classes, options)
         seconds = (self._now() - start) / len(part)
-        maps = attribution.pixels((images.shape[-2], images.shape[-1]))[:, 0].float()
-        columns: dict[str, list[Any]] = {"uninformative": uninformative(maps).tolist()}
-        for name, measure in (("deletion", deletion.deletion), ("insertion", deletion.insertion)):
-            if name in self.measures:
-                curves = measure(self.model, images, maps, classes, steps=s.steps, forward_batch=s.forward_batch)
-                columns[name] = curves.score.tolist()
-                columns[f"{name}_curve"] = curves.probabilities.tolist()
-        if "road" in self.measures:
-            columns["road"] = road.road(
-                self.model, images, maps, classes, seed=s.seed, forward_batch=s.forward_batch
-            ).score.tolist()
-        if "completeness" in self.measures and (error := attribution.completeness_error()) is not None:
-            columns["completeness"] = error[:, 0].tolist()
-        if self.objects:
-            columns |= self._located(maps, part, batch.geometries)
+        maps = attribution.pixels((images.shape[-2], images.shape[-1])).float()
+        located = []
+        if self.annotations:
+            pairs = zip(part, batch.geometries, strict=True)
+            located = [self.annotations.on_input(index, geometry) for index, geometry in pairs]
+        case = Case(self.model, method, images, classes, options, self.settings.steps, attribution, maps, located)
+        values = {metric.name: metric.compute(case) for metric in self._metrics("maps")}
+        nothing = uninformative(maps[:, 0]).tolist()
         return [
-            {"kind": "map", "method": method.name, "image": index, "seconds": seconds}
-            | {name: values[i] for name, values in columns.items()}
+            {"kind": "maps", "method": method.name, "image": index, "seconds": seconds, "uninformative": nothing[i]}
+            | {name: rows[i] for name, rows in values.items()}
             for i, index in enumerate(part)
         ]
 
-    def _located(self, maps: Tensor, part: Sequence[int], geometries: Sequence[Geometry]) -> dict[str, list[Any]]:
-        assert self.objects
-        located = [self.objects.on_input(index, geometry) for index, geometry in zip(part, geometries, strict=True)]
-        masks = torch.from_numpy(np.stack([place.mask for place in located])).to(maps.device)
-        columns: dict[str, list[Any]] = {}
-        for name, measure in (("pointing", localisation.pointing), ("energy", localisation.energy)):
-            if name in self.measures:
-                columns[name] = measure(maps, masks).tolist()
-        if "boxes" in self.measures:
-            arrays = maps.cpu().numpy()
-            columns["boxes"] = [
-                # whole percents, rounded down: thirty of them are an overlap of at least 0.3
-                np.floor(localisation.box_overlaps(values, place.boxes) * 100 + 1e-9).astype(int).tolist()
-                for values, place in zip(arrays, located, strict=True)
-            ]
-        if "pixels" in self.measures:
-            columns["pixels"] = localisation.pixel_histograms(maps, masks).tolist()
-        return columns
-
     def mosaics(self, n: int) -> str | None:
-        """Grid pointing on n × n mosaics; returns why not, where there is none to be made."""
+        """What is measured on n × n mosaics; returns why not, where there is none to be made."""
         s = self.settings
-        tiles = choose_mosaics(self.ledger.of_kind("prediction"), n, s.mosaics, s.seed)
+        metrics = [metric for metric in self._metrics("mosaics") if metric.cells == n]
+        tiles = choose_mosaics(self.results.of_kind("prediction"), n, s.mosaics, s.seed)
+        costs = self.progress.cost.mosaics.get(n, {})
+        self.progress.skip((s.mosaics - len(tiles)) * sum(costs.values()))
         if not tiles:
             return (
                 f"no {n} × {n} mosaic could be made: that takes {n * n} different classes with an image each that is "
                 f"rightly classified with a probability of {CONFIDENT} or more"
             )
-        # the gradient methods need a pass for each class of a mosaic
-        costs = {m.name: m.passes(s.options) * n * n * (1 if m.name == "rise" else n * n) for m in self.methods}
-        task = self._task(f"{n} × {n} mosaics", len(tiles) * sum(costs.values()))
         size = max(1, s.batch_size // (n * n))
         for part in _chunks(list(range(len(tiles))), size):
-            if to_do := self._to_do("mosaic", n, part, task, costs):
+            if to_do := self._to_do("mosaics", n, part, self.methods):
                 members = [index for number in part for index in tiles[number]]
-                images = localisation.mosaic(self._load(members).images.unflatten(0, (len(part), n * n)))
+                images = mosaic(self._load(members).images.unflatten(0, (len(part), n * n)))
                 classes = self._classes(members).unflatten(0, (len(part), n * n))
             for method in to_do:
-                self.progress.update(task, description=f"{n} × {n} mosaics: {method.title}")
-                maps = method(self.model, images, classes, s.options).pixels((images.shape[-2], images.shape[-1]))
-                shares = localisation.grid_pointing(maps.float()).tolist()
-                self.ledger.add(
+                self.progress.at(f"{n} × {n} mosaics: {method.title}")
+                attribution = method(self.model, images, classes, s.options)
+                maps = attribution.pixels((images.shape[-2], images.shape[-1])).float()
+                case = Case(self.model, method, images, classes, s.options, s.steps, attribution, maps, [])
+                values = {metric.name: metric.compute(case) for metric in metrics}
+                self.results.add(
                     [
-                        {"kind": "mosaic", "method": method.name, "n": n, "image": number, "shares": row}
-                        for number, row in zip(part, shares, strict=True)
+                        {"kind": "mosaics", "method": method.name, "n": n, "image": number}
+                        | {name: rows[i] for name, rows in values.items()}
+                        for i, number in enumerate(part)
                     ]
                 )
-                self.progress.advance(task, len(part) * costs[method.name])
+                self.progress.advance(costs[method.name] * len(part))
         return None
 
-    def look_closely(self, chosen: Sequence[int]) -> None:
-        """Sanity and stability, on the first few images."""
-        if not set(CLOSE) & set(self.measures):
+    def repeat(self, chosen: Sequence[int]) -> None:
+        """Measures that make many maps of each of the first few images."""
+        if not (metrics := self._metrics("repeated")):
             return
-        s, few = self.settings, chosen[: self.settings.close]
-        costs = {method.name: method.passes(s.options) * 15 for method in self.methods}
-        task = self._task("sanity and stability", len(few) * sum(costs.values()))
-        for part in _chunks(few, s.batch_size):
-            if to_do := self._to_do("close", None, part, task, costs):
-                images, classes = self._load(part).images, self._classes(part)
-            for method in to_do:
-                self.progress.update(task, description=f"sanity and stability: {method.title}")
-                self.ledger.add(self._close(method, part, images, classes))
-                self.progress.advance(task, len(part) * costs[method.name])
-
-    def _close(self, method: Method, part: Sequence[int], images: Tensor, classes: Tensor) -> list[Record]:
         s = self.settings
-        columns: dict[str, list[Any]] = {}
-        if "sanity" in self.measures:
-            cascade = robustness.cascade(method, self.model, images, classes, s.options, s.seed)
-            columns["levels"] = [cascade.levels] * len(part)
-            columns["rank_correlation"] = cascade.rank_correlation.tolist()
-            columns["similarity"] = cascade.similarity.tolist()
-        if "stability" in self.measures:
-            stable = robustness.stability(method, self.model, images, classes, s.options, s.seed)
-            columns["stability_shift"] = stable.shift.tolist()
-            columns["stability_noise"] = stable.noise.tolist()
-        return [
-            {"kind": "close", "method": method.name, "image": index}
-            | {name: values[i] for name, values in columns.items()}
-            for i, index in enumerate(part)
-        ]
+        methods = [method for method in self.methods if s.robust(method.name)]
+        for part in _chunks(chosen[: s.robustness], s.batch_size):
+            if to_do := self._to_do("repeated", 0, part, methods):
+                images, classes = self._load(part).images, self._classes(part)[:, None]
+            for method in to_do:
+                self.progress.at(f"sanity and stability: {method.title}")
+                nothing = images.new_zeros(0)
+                case = Case(self.model, method, images, classes, s.options, s.steps, None, nothing, [])
+                values = {metric.name: metric.compute(case) for metric in metrics}
+                self.results.add(
+                    [
+                        {"kind": "repeated", "method": method.name, "image": index}
+                        | {name: rows[i] for name, rows in values.items()}
+                        for i, index in enumerate(part)
+                    ]
+                )
+                self.progress.advance(self.progress.cost.repeated[method.name] * len(part))
 
     def examples(self, chosen: Sequence[int]) -> list[Example]:
         """The first images with their maps, and the first mosaic with those of its first class."""
         s = self.settings
         names = class_names_of(self.model)
-        shown = []
         few = chosen[: s.examples]
-        if few:
-            batch = self._load(few)
-            maps = self._maps(batch.images, self._classes(few)[:, None])
-            for i, index in enumerate(few):
-                prediction = self.ledger.records["prediction", None, None, index]
-                mask = self.objects.on_input(index, batch.geometries[i]).mask if self.objects else None
-                shown.append(
-                    Example(
-                        image=self._pixels(batch.images[i]),
-                        maps={name: values[i, 0].numpy() for name, values in maps.items()},
-                        name=prediction["name"],
-                        label=names[prediction["label"]],
-                        predicted=names[prediction["predicted"]],
-                        probability=prediction["probability"],
-                        mask=mask,
-                    )
+        if not few:
+            return []
+        shown = []
+        batch = self._load(few)
+        maps = self._maps(batch.images, self._classes(few)[:, None])
+        for i, index in enumerate(few):
+            prediction = self.results.records["prediction", None, None, index]
+            located = self.annotations.on_input(index, batch.geometries[i]) if self.annotations else None
+            shown.append(
+                Example(
+                    image=self._pixels(batch.images[i]),
+                    maps={name: values[i, 0].numpy() for name, values in maps.items()},
+                    name=prediction["name"],
+                    label=names[prediction["label"]],
+                    predicted=names[prediction["predicted"]],
+                    probability=prediction["probability"],
+                    mask=located.mask if located else None,
                 )
-        for n in (MOSAICS[name] for name in self.measures if name in MOSAICS):
-            for tile in choose_mosaics(self.ledger.of_kind("prediction"), n, s.mosaics, s.seed)[: 1 if few else 0]:
-                image = localisation.mosaic(self._load(tile).images[None])
+            )
+        for n in sorted({metric.cells for metric in self._metrics("mosaics")}):
+            for tile in choose_mosaics(self.results.of_kind("prediction"), n, s.mosaics, s.seed)[:1]:
+                image = mosaic(self._load(tile).images[None])
                 classes = self._classes(tile)
                 maps = self._maps(image, classes[None, :1])
                 first = names[int(classes[0])]
@@ -264,39 +239,35 @@ class AuditRun:
         }
 
     def _pixels(self, image: Tensor) -> np.ndarray:
-        """A network input as it looks: (H, W, 3) uint8."""
+        """A network input as an image: (H, W, 3) uint8."""
         mean, std = (
             image.new_tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         values = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return values if values.shape[2] == 3 else np.repeat(values.mean(2, keepdims=True), 3, 2).astype(np.uint8)
 
+    def _metrics(self, stage: str) -> list[Metric]:
+        return [metric for metric in self.metrics if metric.stage == stage]
+
     def _classes(self, part: Sequence[int]) -> Tensor:
         """(B,) the classes that maps are asked for."""
         if self.settings.target == "label":
             asked = [self.labels[index] for index in part]
         else:
-            asked = [self.ledger.records["prediction", None, None, index]["predicted"] for index in part]
+            asked = [self.results.records["prediction", None, None, index]["predicted"] for index in part]
         return torch.tensor(asked, device=self.device)
 
     def _load(self, part: Sequence[int]) -> Batch:
         return load_images(self.data, part, self.preprocessing, self.device)
 
-    def _to_do(
-        self, kind: str, n: int | None, part: Sequence[int], task: TaskID, costs: dict[str, float]
-    ) -> list[Method]:
-        """The methods whose results for these images or mosaics are not there yet; the bar moves by the others."""
-        to_do = [
-            method for method in self.methods if not self.ledger.has((kind, method.name, n, index) for index in part)
-        ]
-        done = set(costs) - {method.name for method in to_do}
-        self.progress.advance(task, len(part) * sum(costs[name] for name in done))
-        return to_do
-
-    def _task(self, description: str, total: float) -> TaskID:
-        for task in self.progress.task_ids:
-            self.progress.remove_task(task)
-        return self.progress.add_task(description, total=total)
+    def _to_do(self, kind: str, n: int, part: Sequence[int], methods: Sequence[Method]) -> list[Method]:
+        """The methods whose results for these images or mosaics are not there yet."""
+        cells = n or None
+        done = [method for method in methods if self.results.has((kind, method.name, cells, index) for index in part)]
+        cost = self.progress.cost
+        costs = {"maps": cost.maps, "repeated": cost.repeated, "mosaics": cost.mosaics.get(n, {})}[kind]
+        self.progress.skip(len(part) * sum(costs[method.name] for method in done))
+        return [method for method in methods if method not in done]
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -323,6 +294,7 @@ def choose_mosaics(predictions: Sequence[Record], n: int, count: int, seed: int)
 
 
 def load_images(data: Split, part: Sequence[int], preprocessing: Preprocessing, device: torch.device) -> Batch:
+    """Images of a split as a batch of network inputs on a device."""
     if isinstance(data, Images):
         geometry = preprocessing.geometry(data.images.shape[-2], data.images.shape[-1])
         return Batch(preprocessing.batch(data.images[list(part)].to(device)), [geometry] * len(part))

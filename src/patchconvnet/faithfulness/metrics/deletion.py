@@ -1,10 +1,10 @@
-"""Does a map name what the decision hangs on? Take away, or bring in, what it calls important, and ask the network.
+"""Does a map name what the decision hangs on? Remove, or bring in, what it calls important, and ask the network.
 
-Every measure here works on a batch, on the device of its tensors. A map that says nothing (uniform, or not finite) is a
-miss: its order of pixels would be an accident, and scattered accidents destroy a decision rather well.
+An uninformative map (uniform, or not finite) is a miss: its order of pixels would be an accident, and scattered holes
+destroy a decision rather well.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.methods import uninformative
+from patchconvnet.faithfulness.metrics.metric import Case, Column, Metric, Values
+from patchconvnet.faithfulness.statistics import Estimate, estimate_of
 
 BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # as in RISE's code
 
@@ -35,8 +37,8 @@ def deletion(
     """Area under the class's probability while pixels are set to zero, the most important first; low is good.
 
     Petsiuk et al. 2018, arXiv 1806.07421, section 4.1. Zero is that of the preprocessed image, so the data's mean
-    colour. Pixels of equal rank go from top left to bottom right. A map that says nothing scores what the whole image
-    does: as if nothing that matters were ever found.
+    colour. Pixels of equal rank go from top left to bottom right. An uninformative map scores what the whole
+    image does: as if nothing that matters were ever found.
 
     Args:
         model: in eval mode.
@@ -60,7 +62,7 @@ def insertion(
 ) -> Curves:
     """Area under the class's probability while a blurred image's pixels become sharp, the most important first.
 
-    High is good. Petsiuk et al. 2018, arXiv 1806.07421, section 4.1; the blur is `blurred`. A map that says nothing
+    High is good. Petsiuk et al. 2018, arXiv 1806.07421, section 4.1; the blur is `blurred`. An uninformative map
     scores what the blurred image does.
 
     Args, returns, raises: as `deletion`.
@@ -128,3 +130,66 @@ def check_shapes(images: Tensor, maps: Tensor, classes: Tensor) -> None:
             f"given images {tuple(images.shape)}, maps {tuple(maps.shape)} and classes {tuple(classes.shape)}; needed "
             "are maps (batch, height, width) and classes (batch,) for images (batch, channels, height, width)."
         )
+
+
+def _stored(curves: Curves) -> list[dict[str, Any]]:
+    rows = zip(curves.score.tolist(), curves.probabilities.tolist(), strict=True)
+    return [{"score": score, "curve": curve} for score, curve in rows]
+
+
+def _deletion(case: Case) -> list[Any]:
+    options = {"steps": case.steps, "forward_batch": case.options.forward_batch}
+    return _stored(deletion(case.model, case.images, case.maps[:, 0], case.classes[:, 0], **options))
+
+
+def _insertion(case: Case) -> list[Any]:
+    options = {"steps": case.steps, "forward_batch": case.options.forward_batch}
+    return _stored(insertion(case.model, case.images, case.maps[:, 0], case.classes[:, 0], **options))
+
+
+def _deletion_estimates(values: Values) -> dict[str, Estimate]:
+    return {"deletion": estimate_of({image: value["score"] for image, value in values["deletion"].items()})}
+
+
+def _insertion_estimates(values: Values) -> dict[str, Estimate]:
+    scores = {image: value["score"] for image, value in values["insertion"].items()}
+    found = {"insertion": estimate_of(scores)}
+    if deleted := values.get("deletion"):
+        pairs = {image: (score, deleted[image]["score"]) for image, score in scores.items() if image in deleted}
+        gaps = {image: None if None in pair else pair[0] - pair[1] for image, pair in pairs.items()}
+        found["insertion_minus_deletion"] = estimate_of(gaps)
+    return found
+
+
+METRICS = (
+    Metric(
+        "deletion",
+        "Deletion",
+        "low",
+        "Pixels are set to the mean colour, the most important first: area under the class's probability. If a map "
+        "knows what matters, the probability falls at once. Fine, scattered holes destroy a decision by themselves, so "
+        "maps at the resolution of pixels have an advantage here",
+        "Petsiuk et al. 2018, arXiv 1806.07421",
+        _deletion,
+        passes=lambda steps: steps + 1.0,
+        estimates=_deletion_estimates,
+    ),
+    Metric(
+        "insertion",
+        "Insertion",
+        "high",
+        "A blurred image becomes sharp, the most important pixels first: area under the class's probability",
+        "Petsiuk et al. 2018, arXiv 1806.07421",
+        _insertion,
+        passes=lambda steps: steps + 1.0,
+        more_columns=(
+            Column(
+                "insertion_minus_deletion",
+                "Insertion − deletion",
+                "high",
+                "Both together. What scattered maps gain in one they tend to lose in the other.",
+            ),
+        ),
+        estimates=_insertion_estimates,
+    ),
+)

@@ -1,10 +1,10 @@
-"""Does a map lie on the thing? Grid pointing, pointing game, energy, boxes (MaxBoxAccV2) and masks (PxAP).
+"""Does a map lie on the annotated object? Pointing game, energy, boxes (MaxBoxAccV2) and pixels of masks (PxAP).
 
-Maps and masks are at the resolution of the network input. A map that says nothing (uniform, or not finite) is a miss
+Maps and masks are at the resolution of the network input. An uninformative map (uniform, or not finite) is a miss
 everywhere, and so is an object of no pixels: some libraries count both as hits.
 """
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,39 +13,11 @@ from torch import Tensor
 
 from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.methods import uninformative
+from patchconvnet.faithfulness.metrics.metric import Case, Metric, Values
+from patchconvnet.faithfulness.statistics import Estimate, resampled
 
 THRESHOLDS = 100  # of maps scaled to 0..1: 0, 0.01 … 0.99
 OVERLAPS = (0.3, 0.5, 0.7)
-
-
-# Grid pointing
-
-
-def mosaic(images: Tensor) -> Tensor:
-    """n² images as one, row by row: (M, n², C, H, W) → (M, C, n·H, n·W)."""
-    count, cells, channels, height, width = images.shape
-    n = math.isqrt(cells)
-    rows = images.view(count, n, n, channels, height, width).permute(0, 3, 1, 4, 2, 5)
-    return rows.reshape(count, channels, n * height, n * width)
-
-
-def grid_pointing(maps: Tensor) -> Tensor:
-    """The share of a class's positive attribution that falls into its own cell of a mosaic, in 0..1; chance is 1/n².
-
-    Böhle et al. 2021, arXiv 2104.00032, section 4 ("localisation metric"): mosaics of confidently and rightly
-    classified images of n² different classes; for each class A⁺ in its cell ÷ A⁺ in the mosaic. A map that says
-    nothing, or that has no positive value, scores 0.
-
-    Args:
-        maps: (M, n², n·H, n·W): map t of a mosaic is for the class in cell t, cells counted row by row.
-
-    Returns:
-        (M, n²).
-    """
-    count, cells, height, width = maps.shape
-    n = math.isqrt(cells)
-    positive = maps.nan_to_num().clamp(min=0).view(count, cells, n, height // n, n, width // n).sum((3, 5)).flatten(2)
-    return _share(positive.diagonal(dim1=1, dim2=2), positive.sum(-1), maps)
 
 
 # Objects
@@ -55,7 +27,7 @@ def pointing(maps: Tensor, objects: Tensor) -> Tensor:
     """The pointing game: 1 where the map's largest value lies on the object, else 0.
 
     Zhang et al. 2016, arXiv 1608.00507, section 4.2, without its tolerance of 15 pixels. Where several pixels share the
-    largest value all of them must lie on the object, and a map that says nothing is a miss.
+    largest value all of them must lie on the object, and an uninformative map is a miss.
 
     Args:
         maps: (B, H, W).
@@ -71,16 +43,17 @@ def pointing(maps: Tensor, objects: Tensor) -> Tensor:
 def energy(maps: Tensor, objects: Tensor) -> Tensor:
     """The share of the positive attribution that lies on the object, in 0..1; chance is the object's share of pixels.
 
-    The energy-based pointing game of Wang et al. 2020 (Score-CAM, arXiv 1910.01279), section 4.3. A map that says
-    nothing, or that has no positive value, scores 0.
+    The energy-based pointing game of Wang et al. 2020 (Score-CAM, arXiv 1910.01279), section 4.3. An
+    uninformative map, or one that has no positive value, scores 0.
 
     Args and returns: as `pointing`; values between 0 and 1.
     """
     positive = maps.nan_to_num().clamp(min=0)
-    return _share((positive * objects).sum((1, 2)), positive.sum((1, 2)), maps)
+    return positive_share((positive * objects).sum((1, 2)), positive.sum((1, 2)), maps)
 
 
-def _share(part: Tensor, whole: Tensor, maps: Tensor) -> Tensor:
+def positive_share(part: Tensor, whole: Tensor, maps: Tensor) -> Tensor:
+    """part / whole; 0 for uninformative maps, and for those without a positive value."""
     return torch.where((whole > 0) & ~uninformative(maps), part / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0.0)
 
 
@@ -99,7 +72,7 @@ def box_overlaps(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         boxes: (n, 4) as x0, y0, x1, y1, edges at whole numbers.
 
     Returns:
-        (THRESHOLDS,) intersection over union, 0..1; zeros for a map that says nothing, or without boxes.
+        (THRESHOLDS,) intersection over union, 0..1; zeros for an uninformative map, or without boxes.
     """
     scaled = scale(torch.from_numpy(np.asarray(values))[None])[0].numpy()
     best = np.zeros(THRESHOLDS)
@@ -140,7 +113,7 @@ def pixel_histograms(maps: Tensor, objects: Tensor) -> Tensor:
     """How many pixels of the object and of the rest lie between which thresholds.
 
     Args:
-        maps: (B, H, W), scaled to 0..1 here; one that says nothing becomes zeros.
+        maps: (B, H, W), scaled to 0..1 here; an uninformative one becomes zeros.
         objects: (B, H, W) bool.
 
     Returns:
@@ -163,7 +136,7 @@ def pixel_average_precision(histograms: np.ndarray) -> float:
         histograms: (N, 2, THRESHOLDS + 1) of `pixel_histograms`.
 
     Returns:
-        In 0..1; a map of no use has the objects' share of all pixels.
+        In 0..1; an uninformative map has the objects' share of all pixels.
 
     Raises:
         UserError: there is no pixel of an object.
@@ -177,8 +150,99 @@ def pixel_average_precision(histograms: np.ndarray) -> float:
 
 
 def scale(maps: Tensor) -> Tensor:
-    """Each map (..., H, W) to 0..1 by its own least and largest value; zeros where it says nothing."""
+    """Each map (..., H, W) to 0..1 by its own least and largest value; zeros where it is uninformative."""
     clean = torch.where(uninformative(maps)[..., None, None], 0.0, maps)
     lowest = clean.amin((-2, -1), keepdim=True)
     span = clean.amax((-2, -1), keepdim=True) - lowest
     return torch.where(span > 0, (clean - lowest) / span.clamp(min=torch.finfo(maps.dtype).tiny), 0.0)
+
+
+# Records
+
+
+def _masks(case: Case) -> Tensor:
+    return torch.from_numpy(np.stack([place.mask for place in case.located])).to(case.maps.device)
+
+
+def _pointing(case: Case) -> list[Any]:
+    return pointing(case.maps[:, 0], _masks(case)).tolist()
+
+
+def _energy(case: Case) -> list[Any]:
+    return energy(case.maps[:, 0], _masks(case)).tolist()
+
+
+def _boxes(case: Case) -> list[Any]:
+    """Whole percents, rounded down: thirty of them are an overlap of at least 0.3."""
+    pairs = zip(case.maps[:, 0].cpu().numpy(), case.located, strict=True)
+    return [np.floor(box_overlaps(map_, place.boxes) * 100 + 1e-9).astype(int).tolist() for map_, place in pairs]
+
+
+def _boxes_estimates(values: Values) -> dict[str, Estimate]:
+    best = np.array([*values["boxes"].values()]) / 100
+    found = {"max_box_accuracy": resampled(best, lambda rows: float(np.mean([*max_box_accuracy(rows).values()])))}
+    for overlap, accuracy in max_box_accuracy(best).items():
+        found[f"max_box_accuracy_{overlap}"] = Estimate(accuracy, None, 0.0, len(best))
+    return found
+
+
+def _pixels(case: Case) -> list[Any]:
+    return pixel_histograms(case.maps[:, 0], _masks(case)).tolist()
+
+
+def _pixels_estimates(values: Values) -> dict[str, Estimate]:
+    histograms = np.array([*values["pixels"].values()])
+    if not histograms[:, 0].any():  # no object lies where the network looked
+        return {}
+
+    def precision(rows: np.ndarray) -> float:
+        return pixel_average_precision(rows) if rows[:, 0].any() else float("nan")
+
+    return {"pixel_average_precision": resampled(histograms, precision)}
+
+
+METRICS = (
+    Metric(
+        "pointing",
+        "Pointing",
+        "high",
+        "Share of images whose map has its largest value on the object. Noise by pixels scores the object's share of "
+        "the image; noise by patches less, since patches at the border keep their largest values whole; and a guess "
+        "at the centre more",
+        "Zhang et al. 2016, arXiv 1608.00507",
+        _pointing,
+        needs="annotations",
+    ),
+    Metric(
+        "energy",
+        "Energy",
+        "high",
+        "Share of the positive attribution that lies on the object",
+        "Wang et al. 2020, arXiv 1910.01279",
+        _energy,
+        needs="annotations",
+    ),
+    Metric(
+        "boxes",
+        "MaxBoxAccV2",
+        "high",
+        "Share of objects whose box is found from the map at the best threshold, mean over overlaps of 0.3, 0.5 and "
+        "0.7",
+        "Choe et al. 2020, arXiv 2007.04178",
+        _boxes,
+        needs="annotations",
+        column="max_box_accuracy",
+        estimates=_boxes_estimates,
+    ),
+    Metric(
+        "pixels",
+        "PxAP",
+        "high",
+        "Average precision of the map as a segmentation, over all pixels",
+        "Choe et al. 2020, arXiv 2001.07437",
+        _pixels,
+        needs="masks",
+        column="pixel_average_precision",
+        estimates=_pixels_estimates,
+    ),
+)

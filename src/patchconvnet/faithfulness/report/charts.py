@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 
 INSERTION, DELETION, INK, FAINT, RULE = "#1f6fb4", "#d1571b", "#1a1a1a", "#6b6b6b", "#d9d9d9"
 WIDTH, HEIGHT = 190, 118
@@ -13,14 +14,14 @@ def curves_chart(deletion: Sequence[float] | None, insertion: Sequence[float] | 
     """One method's mean curves over the share of pixels exchanged; shaded where insertion is above deletion."""
     lines = [_frame(top, ("0", "half", "all"))]
     points = {
-        name: [(_x(i / (len(curve) - 1)), _y(value / top)) for i, value in enumerate(curve)]
+        name: [(_x(i / (len(curve) - 1)), _y(value / top)) for i, value in enumerate(curve) if isfinite(value)]
         for name, curve in (("deletion", deletion), ("insertion", insertion))
         if curve
     }
-    if len(points) == 2:
+    if len(points) == 2 and len(points["insertion"]) == len(points["deletion"]):
         above, below = points["insertion"], points["deletion"]
-        lead = [i for i in range(len(above)) if above[i][1] <= below[i][1]]  # y grows downwards
-        area = [above[i] for i in lead] + [below[i] for i in reversed(lead)]
+        ahead = [i for i in range(len(above)) if above[i][1] <= below[i][1]]  # y grows downwards
+        area = [above[i] for i in ahead] + [below[i] for i in reversed(ahead)]
         lines.append(f'<polygon points="{_points(area)}" fill="{INSERTION}" opacity="0.10"/>')
     for name, colour, dash in (("insertion", INSERTION, ""), ("deletion", DELETION, ' stroke-dasharray="4 2.5"')):
         if name in points:
