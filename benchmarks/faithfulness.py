@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SETTINGS = ["--limit", "100", "--mosaics", "30", "--close", "12", "--rise_masks", "300", "--gradient_steps", "20"]
+from patchconvnet.faithfulness.baselines import METHODS
+
+SETTINGS = ["--limit", "100", "--mosaics", "30", "--robustness", "12", "--rise_masks", "300", "--gradient_steps", "20"]
 COLUMNS = [
     ("deletion", "deletion ↓"),
     ("insertion", "insertion ↑"),
@@ -21,27 +23,32 @@ COLUMNS = [
     ("grid_pointing_2", "grid 2×2 ↑"),
     ("grid_pointing_3", "grid 3×3 ↑"),
 ]
-CLOSE = [
+ROBUSTNESS = [
     ("sanity_rank_correlation", "rank correlation with the map of a randomised network, 0 is best"),
-    ("stability_shift", "stays under a shift ↑"),
-    ("stability_noise", "stays under noise ↑"),
+    ("stability_shift", "stable under a shift ↑"),
+    ("stability_noise", "stable under noise ↑"),
     ("completeness", "completeness error ↓"),
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--root", required=True, help="where CIFAR-10 is or is downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/trust"))
     parser.add_argument("--measures", nargs="+", help="only these (default: all that the data allows)")
     a = parser.parse_args()
     only = ["--measures", json.dumps(a.measures)] if a.measures else []
     command = ["audit", "--model", "cifar10", "--data", "cifar10", "--root", a.root, *SETTINGS, *only]
-    command += ["--out", str(a.out)]
+    command += [
+        "--robustness_methods",
+        json.dumps([*METHODS]),
+        "--out",
+        str(a.out),
+    ]  # RISE too, which is not the default
     subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
     report = json.loads((a.out / "report.json").read_text())
     measured = {name for method in report["methods"] for name in method["figures"]}
-    for columns, time in ((COLUMNS, True), (CLOSE, False)):
+    for columns, time in ((COLUMNS, True), (ROBUSTNESS, False)):
         if there := [column for column in columns if column[0] in measured]:
             print("\n" + table(report["methods"], there, time))
 

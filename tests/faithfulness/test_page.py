@@ -67,7 +67,7 @@ def report() -> str:
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no chromium to look at the report with (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:

@@ -1,6 +1,5 @@
 """`patchconvnet audit`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +30,7 @@ def audit(
     """How faithful are a model's maps? Measure them beside the usual methods, on a whole data set.
 
       patchconvnet audit --model cifar10 --data cifar10 --limit 200 --out trust
+      patchconvnet audit --model runs/pets --data folder:pets --quick
       patchconvnet audit --model runs/pets --data folder:pets --masks pets_masks --out trust
 
     Writes report.html (one page that stands alone), report.json and report.csv. After an interruption the same command
@@ -67,7 +67,7 @@ def audit(
     result = measure(
         network, splits.require(name), out, settings, boxes=boxes, masks=masks,
         preprocessing=preprocessing_for(network, size), device=chosen_device, name=model,
-        data_name=f"{splits.name}, {name}", show_progress=sys.stdout.isatty(),
+        data_name=f"{splits.name}, {name}",
     )  # fmt: skip
     for path in result.files:
         print(path)
