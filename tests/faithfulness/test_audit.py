@@ -422,7 +422,7 @@ def test_wrong_models_are_refused_in_words(model, images, tmp_path):
         audit(nothing, images, tmp_path / "a", settings(), show_progress=False)
 
     class Flat(nn.Module):
-        num_classes, metadata = 4, model.metadata
+        num_classes = 4
 
         def __init__(self):
             super().__init__()
@@ -431,17 +431,18 @@ def test_wrong_models_are_refused_in_words(model, images, tmp_path):
         def forward(self, images):
             return self.layer(images.flatten(1))
 
+    given = {"preprocessing": preprocessing_of(model), "show_progress": False}
     with pytest.raises(UserError, match="takes no images of 2 times the size"):
-        audit(Flat(), images, tmp_path / "b", settings(methods=("centre",), measures=("grid_pointing_2",)))
+        audit(Flat(), images, tmp_path / "b", settings(methods=("centre",), measures=("grid_pointing_2",)), **given)
     with pytest.raises(UserError, match="no spatial map"):
-        audit(Flat(), images, tmp_path / "c", settings(methods=("gradcam",), measures=("deletion",)))
+        audit(Flat(), images, tmp_path / "c", settings(methods=("gradcam",), measures=("deletion",)), **given)
     # what needs no map of the network goes
     result = audit(
         Flat(),
         images,
         tmp_path / "d",
         settings(methods=("centre", "rise"), measures=("deletion",)),
-        show_progress=False,
+        **given,
     )
     assert ("rise", "deletion") in result.summary.estimates
     broken = timm.create_model("patchconvnet_micro", num_classes=4)
