@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import patchconvnet
+from patchconvnet._version import __version__
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
@@ -83,7 +83,7 @@ def audit(
     labels = _labels(model, data)
     device = torch.device(device)
     header = {
-        "package": {"version": patchconvnet.__version__},
+        "package": {"version": __version__},
         "model": {"name": name, "weights": _fingerprint(model)},
         "data": {"name": data_name, "images": len(data), "fingerprint": _data_fingerprint(data)},
         "annotations": annotations.fingerprint() if annotations else None,
