@@ -209,18 +209,18 @@ def test_target_leads_the_evidence(model, image):
 
 def test_attended_is_the_image_under_its_overlay(model, image):
     explanation = explain(model, image)
-    overlay = explanation.overlay()
+    overlay = explanation.overlay(map="attention")
     assert overlay.mode == "RGBA"
     assert overlay.size == image.size
     laid = Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
-    assert explanation.attended().tobytes() == laid.tobytes()
-    assert overlay.tobytes() != explanation.overlay(smoothing="nearest").tobytes()
+    assert explanation.attended(map="attention").tobytes() == laid.tobytes()
+    assert overlay.tobytes() != explanation.overlay(map="attention", smoothing="nearest").tobytes()
 
 
 def test_evidence_overlay_is_red_for_and_blue_against(model, image):
     explanation = explain(model, image)
     values = explanation.placed(kind="evidence")
-    rgba = np.asarray(explanation.overlay(kind="evidence"), dtype=int)
+    rgba = np.asarray(explanation.overlay(map="evidence"), dtype=int)
     strong = rgba[..., 3] > 60
     redder = rgba[..., 0] > rgba[..., 2]
     assert strong.any()
@@ -262,12 +262,12 @@ def test_json_round_trip(pooling, image):
     assert again["evidence"]["exact"] == explanation.exact
 
 
-def test_save_writes_whole_files(model, image, tmp_path):
+def test_save_writes_complete_files(model, image, tmp_path):
     explanation = explain(model, image, name="tabby")
     files = explanation.save(tmp_path / "new")
     names = ["tabby.json", "tabby_figure.png", "tabby_map.npy", "tabby_overlay.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
-    np.testing.assert_array_equal(np.load(files.map), explanation.map_for())
+    np.testing.assert_array_equal(np.load(files.map), explanation.map_for(kind=explanation.shown()))
     with Image.open(files.overlay) as overlay:
         assert overlay.tobytes() == explanation.overlay().tobytes()
     assert json.loads(files.json.read_text())["name"] == "tabby"
@@ -376,9 +376,9 @@ def test_bad_models_are_refused_in_words(image):
         explain(model, image)
 
 
-def test_a_shared_look_has_no_map_for_one_class(model, image):
+def test_shared_attention_has_no_map_for_one_class(model, image):
     explanation = explain(model, image)
-    with pytest.raises(UserError, match="looks once for all classes"):
+    with pytest.raises(UserError, match="has no attention map of its own"):
         explanation.map_for("dog")
     with pytest.raises(UserError, match="unknown kind of map 'heat'"):
         explanation.map_for(kind="heat")

@@ -79,10 +79,11 @@ def test_planted_square_is_where_it_was(resize, image, padding, at):
         assert abs(found[0] - x) < 0.5 * scale_x, kind
         assert abs(found[1] - y) < 0.5 * scale_y, kind
     # what people look at: in the overlay, the brightest colour and the deepest red lie in the square
-    overlay = np.asarray(explanation.overlay(), dtype=int)
-    row, column = np.unravel_index(overlay[..., :3].sum(-1).argmax(), overlay.shape[:2])
+    seen = seen_pixels(explanation.geometry)
+    overlay = np.asarray(explanation.overlay(map="attention"), dtype=int)[..., :3].sum(-1) * seen
+    row, column = np.unravel_index(overlay.argmax(), overlay.shape)
     assert np.asarray(image)[row, column, 0] == 255
-    alpha = np.asarray(explanation.overlay(1, "evidence"))[..., 3]
+    alpha = np.asarray(explanation.overlay(1, "evidence"))[..., 3] * seen
     row, column = np.unravel_index(alpha.argmax(), alpha.shape)
     assert np.asarray(image)[row, column, 0] == 255
 
@@ -137,18 +138,21 @@ def test_refined_map_of_a_mirrored_image_is_mirrored():
     np.testing.assert_allclose(maps[0], maps[1][:, ::-1], rtol=1e-4)
 
 
-def test_unseen_pixels_are_transparent():
+def test_unseen_pixels_are_marked():
     image = Image.new("RGB", (300, 200), "grey")
     model = brightness_model()
-    alpha = {
-        resize: np.asarray(explain(model, image, preprocessing=Preprocessing((48, 48), resize)).overlay())[..., 3]
+    overlays = {
+        resize: np.asarray(
+            explain(model, image, preprocessing=Preprocessing((48, 48), resize)).overlay(map="attention"), int
+        )
         for resize in ("stretch", "crop", "letterbox")
     }
-    assert (alpha["stretch"] == 153).all()
-    assert (alpha["letterbox"] == 153).all()
-    assert (alpha["crop"][:, 50:250] == 153).all()
-    assert not alpha["crop"][:, :50].any()
-    assert not alpha["crop"][:, 250:].any()
+    assert (overlays["stretch"][..., 3] == 153).all()
+    assert (overlays["letterbox"][..., 3] == 153).all()
+    assert (overlays["crop"][:, 50:250, 3] == 153).all()
+    outside = overlays["crop"][:, :49]
+    assert (outside[..., 3] > 153).all()
+    assert np.ptp(outside[..., :3], axis=-1).max() == 0  # grey, which no map is
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])

@@ -1,8 +1,7 @@
 """Figures of explanations: images, attention, evidence. Matplotlib without pyplot, so nothing global is touched.
 
-Attention is inferno at opacity 0.6 over the image (as in the Keras example). Evidence is ColorBrewer's red–blue,
-which colour-blind readers can tell apart; zero is neutral, and dashed outlines mark what speaks against, so that it
-survives a black-and-white print.
+Everything is placed in inches, and words are measured first, so that no name and no shape of image makes them overlap.
+Dashed outlines mark what speaks against a class, which survives a black-and-white print.
 """
 
 from collections.abc import Sequence
@@ -16,20 +15,36 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from patchconvnet.errors import UserError
-from patchconvnet.explanation.colours import ATTENTION, EVIDENCE
-from patchconvnet.explanation.maps import Maps, Prediction
+from patchconvnet.explanation.colours import (
+    ATTENTION,
+    EVIDENCE,
+    attention_scale,
+    evidence_print,
+    evidence_scale,
+    unseen_colours,
+)
+from patchconvnet.explanation.lettering import BASE, families, readable, shortened, width_of, wrapped
+from patchconvnet.explanation.maps import Kind, MapChoice, Maps, Prediction
+from patchconvnet.explanation.patch_grid import seen_pixels
 from patchconvnet.files import write_atomic
 
-INK, FAINT, BAR, ACCENT = "#1a1a1a", "#6b6b6b", "#9db2cf", "#1f4e8c"
+INK, FAINT, BAR, ACCENT, WRONG = "#1a1a1a", "#6b6b6b", "#9db2cf", "#1f4e8c", "#b3261e"
 TITLE, TEXT, SMALL = 13, 9, 7.5  # points
 MARGIN, GAP = 0.3, 0.22  # inches
+LINE = 0.15  # inches from one small line to the next
+SCALE = 0.75  # inches of a colour bar with its numbers and its label
+NARROWEST = 1.7  # inches of a panel with its title; narrower images stand in them on the left
+LOWEST = 1.25  # inches of a row of panels; lower images stand in it at the top, beside a colour bar of that height
+ABOVE = 0.3  # inches of a panel's title
 DISPLAY_SIDE = 480  # pixels of an image's longer side in a figure
+CROP = "Grey, hatched: outside of the crop, not seen by the network."
 
 
-class _Sheet:
+class Sheet:
     """A figure laid out in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float):
@@ -40,9 +55,15 @@ class _Sheet:
         bottom = self.height - top - height
         return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
-    def text(self, left: float, top: float, words: str, size: float = TEXT, **options: Any) -> None:
+    def text(
+        self, left: float, top: float, words: str, size: float = TEXT, *, width: float | None = None, **options: Any
+    ) -> None:
+        """One line of words, shortened to `width` inches if that is given."""
+        if width is not None:
+            words = shortened(words, width, size, options.get("weight", "normal"))
         style: dict[str, Any] = {
             "fontsize": size,
+            "fontfamily": families(words),
             "color": INK,
             "va": "baseline",
             "ha": "left",
@@ -50,6 +71,10 @@ class _Sheet:
             **options,
         }
         self.figure.text(left / self.width, 1 - (top + size / 72) / self.height, words, **style)
+
+    def lines(self, left: float, top: float, lines: Sequence[str]) -> None:
+        for number, words in enumerate(lines):
+            self.text(left, top + number * LINE, words, SMALL, color=FAINT)
 
     def image(self, left: float, top: float, width: float, height: float, image: Image.Image | np.ndarray) -> Axes:
         axes = self.axes(left, top, width, height)
@@ -65,111 +90,147 @@ class _Sheet:
         self.figure.add_artist(Rectangle(corner, width / self.width, height / self.height, color=colour, linewidth=0))
 
     def colour_bar(self, left: float, top: float, height: float, colours: ScalarMappable, label: str) -> None:
-        axes = self.axes(left, top, 0.09, height)
-        bar = self.figure.colorbar(colours, cax=axes)
+        axes = self.axes(left + 0.07, top, 0.09, height)
+        bar = self.figure.colorbar(colours, cax=axes, ticks=MaxNLocator(4))
         bar.outline.set(linewidth=0.5, color=FAINT)
-        axes.tick_params(labelsize=SMALL, length=2, width=0.5, color=FAINT, labelcolor=INK)
-        axes.set_ylabel(label, fontsize=SMALL, color=FAINT)
+        axes.tick_params(labelsize=SMALL, length=2, width=0.5, color=FAINT, labelcolor=INK, labelfontfamily=BASE)
+        axes.set_ylabel(label, fontsize=SMALL, color=FAINT, fontfamily=families(label))
 
 
-def explanation_figure(explanation: Maps, *, evidence: int = 3) -> Figure:
-    """Original | attended | likeliest classes, and below the evidence for the likeliest (and the target).
+def explanation_figure(explanation: Maps, *, evidence: int = 3, map: MapChoice = "auto") -> Figure:
+    """The image | with its map | the likeliest classes, and below the evidence for these (and the target).
 
     Args:
         explanation: what to show.
         evidence: for how many classes to show evidence; 0 leaves that row out.
-    """
-    e = explanation.scaled(DISPLAY_SIDE)
-    width, height = _panel(e.image.width / e.image.height, 2.9)
-    chosen = _evidence_classes(explanation, evidence)
-    top = MARGIN + 0.62
-    below = top + max(height, 0.3 * len(explanation.top_classes())) + 0.62
-    total = 3 * width + 2 * GAP + 0.65 + 2 * MARGIN
-    sheet = _Sheet(total, below + height + 0.42 + MARGIN if chosen else below - 0.62 + MARGIN)
-    _headline(sheet, explanation)
+        map: the kind of map beside the image: "attention", "evidence", "contrast", or "auto" (see `Maps.shown`).
 
-    middle = MARGIN + width + GAP
-    sheet.text(MARGIN, top - 0.2, "original", color=FAINT)
-    sheet.image(MARGIN, top, width, height, e.image)
-    about = f"attended, for {_short(explanation.subject.name)}" if explanation.class_wise else "attended"
-    sheet.text(middle, top - 0.2, about, color=FAINT)
-    sheet.image(middle, top, width, height, e.attended())
-    average = 1 / explanation.attention[0].size
-    colours = ScalarMappable(Normalize(0, float(explanation.map_for().max()) / average), ATTENTION)
-    sheet.colour_bar(middle + width + 0.07, top, height, colours, "attention, × uniform")
-    left = middle + width + 0.75
-    _class_bars(sheet, left, top, total - MARGIN - left, below - top - 0.62, explanation)
+    Raises:
+        UserError: there is no such map.
+    """
+    e, kind = explanation.scaled(DISPLAY_SIDE), explanation.shown(map)
+    width, height = _panel(e)
+    cell, row = max(width, NARROWEST), max(height, LOWEST)
+    chosen = _evidence_classes(explanation, evidence)
+    if kind == "evidence" and evidence:  # the subject's stands above already
+        chosen = [k for k in _evidence_classes(explanation, evidence + 1) if k != explanation.subject.index]
+    listed = explanation.top_classes()
+    bars = max(cell, 2.4)
+    total = max(2 * cell + GAP + SCALE + bars, len(chosen) * (cell + GAP) - GAP + SCALE)
+    details = _details(explanation, total)
+    first = MARGIN + 0.28 + len(details) * LINE + ABOVE
+    second = first + max(row, 0.34 * len(listed)) + 0.15 + ABOVE
+    bottom = second + row if chosen else second - ABOVE - 0.15
+    footnotes = _footnotes(explanation, kind, bool(chosen) or kind != "attention", total)
+    sheet = Sheet(total + 2 * MARGIN, bottom + 0.12 + len(footnotes) * LINE + MARGIN)
+    _headline(sheet, explanation, details)
+
+    _original(sheet, e, MARGIN, first, width, height, cell)
+    middle = MARGIN + cell + GAP
+    values = explanation.map_for(kind=kind)
+    total_of = "" if kind == "attention" else f"Σ {_signed(float(values.sum()))}"
+    title, room = _map_title(explanation, kind), cell - width_of(total_of, TEXT) - 0.08
+    sheet.text(middle, first - 0.2, title, color=FAINT, width=room)
+    sheet.text(middle + cell, first - 0.2, total_of, color=FAINT, ha="right")
+    sheet.image(middle, first, width, height, e.attended(map=kind))
+    if kind == "attention":
+        shares = ScalarMappable(Normalize(0, attention_scale(values) * values.size / float(values.sum())), ATTENTION)
+        sheet.colour_bar(middle + width, first, row, shares, "attention, × uniform")
+    else:
+        largest = evidence_scale(values)
+        sheet.colour_bar(
+            middle + width, first, row, ScalarMappable(Normalize(-largest, largest), EVIDENCE), "of the logit, a patch"
+        )
+    left = middle + cell + SCALE
+    _class_bars(sheet, left, first, MARGIN + total - left, second - first - ABOVE - 0.15, explanation, listed)
     if chosen:
-        _evidence_row(sheet, e, chosen, MARGIN, below, width, height)
-        sheet.text(MARGIN, sheet.height - MARGIN - 0.14, _what_evidence_is(explanation), SMALL, color=FAINT)
+        _evidence_row(sheet, e, chosen, MARGIN, second, width, height)
+    sheet.lines(MARGIN, bottom + 0.12, footnotes)
     return sheet.figure
 
 
-def _headline(sheet: _Sheet, explanation: Maps) -> None:
+def _headline(sheet: Sheet, explanation: Maps, details: Sequence[str]) -> None:
     best = explanation.predicted
-    sheet.text(MARGIN, MARGIN - 0.08, f"{_short(best.name, 40)}  {best.probability:.1%}", TITLE, weight="bold")
-    h, w = (-(-side // max(explanation.refine, 1)) for side in explanation.grid.shape)  # half a patch is one
-    image = explanation.image
-    details = f"{_short(explanation.name, 40)}  ·  {image.width} × {image.height} pixels  ·  {w} × {h} patches"
-    if explanation.refine:
-        details += f", refined {explanation.refine} × {explanation.refine}"
-    if explanation.target is not None:
-        details = f"asked: {_short(explanation.subject.name)} {explanation.subject.probability:.1%}  ·  {details}"
-    sheet.text(sheet.width - MARGIN, MARGIN - 0.03, details, SMALL, color=FAINT, ha="right")
+    percent = f"  {best.probability:.1%}"
+    room = sheet.width - 2 * MARGIN - width_of(percent, TITLE, "bold")
+    name = shortened(_class_name(explanation, best.index), room, TITLE, "bold")
+    sheet.text(MARGIN, MARGIN - 0.08, name + percent, TITLE, weight="bold")
+    sheet.lines(MARGIN, MARGIN + 0.19, details)
 
 
-def _class_bars(sheet: _Sheet, left: float, top: float, width: float, height: float, e: Maps) -> None:
-    listed = e.top_classes()
-    sheet.text(left, top - 0.2, "most likely", color=FAINT)
+def _details(e: Maps, width: float) -> list[str]:
+    h, w = (-(-side // max(e.refine, 1)) for side in e.grid.shape)  # half a patch is one
+    patches = f"{w} × {h} patches"
+    if e.refine:
+        patches += f", refined {e.refine} × {e.refine}"
+    pieces = [readable(e.name, "image"), f"·  {e.image.width} × {e.image.height} pixels", f"·  {patches}"]
+    if e.target is not None:
+        asked = f"asked: {_class_name(e, e.subject.index)} {e.subject.probability:.1%}"
+        pieces = [asked, f"·  {pieces[0]}", *pieces[1:]]
+    return wrapped([shortened(piece, 0.6 * width, SMALL) for piece in pieces], width, SMALL)
+
+
+def _original(sheet: Sheet, e: Maps, left: float, top: float, width: float, height: float, cell: float) -> None:
+    """The image as it is, with a frame around what the network saw of it if that is not all."""
+    sheet.text(left, top - 0.2, "image", color=FAINT, width=cell)
+    axes = sheet.image(left, top, width, height, e.image)
+    seen = seen_pixels(e.geometry)
+    if _crops(e):
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        corner, size = (columns[0] - 0.5, rows[0] - 0.5), (len(columns), len(rows))
+        for colour, style in (("white", "solid"), (INK, (0, (4, 4)))):
+            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=0.8, linestyle=style))
+
+
+def _class_bars(
+    sheet: Sheet, left: float, top: float, width: float, height: float, e: Maps, listed: Sequence[Prediction]
+) -> None:
+    sheet.text(left, top - 0.2, "most likely", color=FAINT, width=width)
     pitch = min(height / len(listed), 0.5)
     for i, prediction in enumerate(listed):
-        bar = (left, top + i * pitch + 0.2, width, min(0.13, pitch - 0.21))
+        bar = (left, top + i * pitch + 0.19, width, min(0.13, pitch - 0.21))
         sheet.rectangle(*bar, "#eeeeee")
         sheet.rectangle(bar[0], bar[1], width * prediction.probability, bar[3], ACCENT if i == 0 else BAR)
         weight = "bold" if prediction.index == e.subject.index else "normal"
-        y = top + i * pitch + 0.04
-        sheet.text(left, y, _short(prediction.name, max(8, int((width - 0.55) / 0.078))), TEXT, weight=weight)
-        sheet.text(left + width, y, f"{prediction.probability:.1%}", TEXT, ha="right", weight=weight)
+        y, percent = top + i * pitch + 0.03, f"{prediction.probability:.1%}"
+        room = width - width_of(percent, TEXT, weight) - 0.1
+        sheet.text(left, y, _class_name(e, prediction.index), width=room, weight=weight)
+        sheet.text(left + width, y, percent, ha="right", weight=weight)
 
 
 def _evidence_row(
-    sheet: _Sheet, e: Maps, classes: Sequence[int], left: float, top: float, width: float, height: float
+    sheet: Sheet, e: Maps, classes: Sequence[int], left: float, top: float, width: float, height: float
 ) -> None:
     """One panel a class, all on one scale, and their colour bar."""
-    placed = [e.placed(k, "evidence") for k in classes]
-    largest = max(float(np.abs(e.evidence_for(k)).max()) for k in classes) or 1.0
-    for i, (k, values) in enumerate(zip(classes, placed, strict=True)):
-        x = left + i * (width + GAP)
-        total = float(e.evidence_for(k).sum())
-        sheet.text(x, top - 0.2, f"evidence for {_short(e.class_names[k], int(width / 0.13))}", color=FAINT)
-        sheet.text(x + width, top - 0.2, f"Σ {_signed(total)}", color=FAINT, ha="right")
-        _evidence_panel(sheet, e, values, largest, x, top, width, height)
+    cell = max(width, NARROWEST)
+    largest = evidence_scale(np.stack([e.evidence_for(k) for k in classes]))
+    for i, k in enumerate(classes):
+        x = left + i * (cell + GAP)
+        total = f"Σ {_signed(float(e.evidence_for(k).sum()))}"
+        room = cell - width_of(total, TEXT) - 0.08
+        name = _class_name(e, k)
+        title = f"evidence for {name}" if width_of(f"evidence for {name}", TEXT) <= room else f"for {name}"
+        sheet.text(x, top - 0.2, title, color=FAINT, width=room)
+        sheet.text(x + cell, top - 0.2, total, color=FAINT, ha="right")
+        _evidence_panel(sheet, e, e.placed(k, "evidence"), largest, x, top, width, height)
     colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
-    right = left + len(classes) * (width + GAP) - GAP
-    sheet.colour_bar(right + 0.07, top, height, colours, "share of the logit, a patch")
+    right = left + (len(classes) - 1) * (cell + GAP) + width
+    sheet.colour_bar(right, top, max(height, LOWEST), colours, "of the logit, a patch")
 
 
 def _evidence_panel(
-    sheet: _Sheet,
-    e: Maps,
-    values: np.ndarray,
-    largest: float,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
+    sheet: Sheet, e: Maps, values: np.ndarray, largest: float, left: float, top: float, width: float, height: float
 ) -> None:
-    # the image as a pale print, coloured by the evidence: where that is zero the print stays as it is
-    pale = 0.5 + 0.5 * np.asarray(e.image.convert("L"), dtype=np.float32)[..., None] / 255
-    colour = EVIDENCE((values / largest + 1) / 2)[..., :3]
-    axes = sheet.image(left, top, width, height, np.clip(pale * colour, 0, 1))
+    printed = Image.fromarray(evidence_print(np.asarray(e.image), values, largest)).convert("RGBA")
+    marked = Image.alpha_composite(printed, Image.fromarray(unseen_colours(seen_pixels(e.geometry))))
+    axes = sheet.image(left, top, width, height, marked.convert("RGB"))
     for level, style in ((-0.5 * largest, "dashed"), (0.5 * largest, "solid")):
-        if values.min() < level < values.max():
+        if values.min() < level < values.max() and min(values.shape) > 1:
             axes.contour(values, [level], colors=INK, linewidths=0.6, linestyles=style)
 
 
 def evidence_figure(explanation: Maps, classes: Sequence[int | str] | None = None) -> Figure:
-    """Original and the evidence for some classes, on one scale.
+    """The image and the evidence for some classes, on one scale.
 
     Args:
         explanation: what to show.
@@ -182,7 +243,20 @@ def evidence_figure(explanation: Maps, classes: Sequence[int | str] | None = Non
         chosen = _evidence_classes(explanation, 4)
     else:
         chosen = [explanation.class_index(c) for c in classes]
-    return _evidence_sheet(explanation, chosen, _what_evidence_is(explanation))
+    e = explanation.scaled(DISPLAY_SIDE)
+    width, height = _panel(e, 4.0)
+    cell, row = max(width, NARROWEST), max(height, LOWEST)
+    total = (1 + len(chosen)) * (cell + GAP) - GAP + SCALE
+    details = _details(explanation, total)
+    top = MARGIN + 0.28 + len(details) * LINE + ABOVE
+    footnotes = _footnotes(explanation, "evidence", True, total)
+    sheet = Sheet(total + 2 * MARGIN, top + row + 0.12 + len(footnotes) * LINE + MARGIN)
+    _headline(sheet, explanation, details)
+    _original(sheet, e, MARGIN, top, width, height, cell)
+    if chosen:
+        _evidence_row(sheet, e, chosen, MARGIN + cell + GAP, top, width, height)
+    sheet.lines(MARGIN, top + row + 0.12, footnotes)
+    return sheet.figure
 
 
 def difference_figure(explanation: Maps, a: int | str, b: int | str) -> Figure:
@@ -195,110 +269,136 @@ def difference_figure(explanation: Maps, a: int | str, b: int | str) -> Figure:
     first, second = e.class_index(a), e.class_index(b)
     if first == second:
         raise UserError(f"both classes are {e.class_names[first]!r}; give two different ones.")
-    names = [_short(e.class_names[k]) for k in (first, second)]
+    names = [_class_name(e, k) for k in (first, second)]
     difference = e.evidence_for(first) - e.evidence_for(second)
     logits, bias = (float(v[first] - v[second]) for v in (e.logits, e.bias))
     total = float(difference.sum())
     rest = logits - bias - total
-    width, height = _panel(e.image.width / e.image.height, 2.3)
-    columns = MARGIN + np.arange(4) * (width + GAP) + np.array([0, 0, 0, 0.62])
-    top = MARGIN + 0.62
-    sheet = _Sheet(float(columns[3]) + width + 0.62 + MARGIN, top + height + 0.25 + MARGIN)
-    sheet.text(MARGIN, MARGIN - 0.08, f"why {names[0]} and not {names[1]}", TITLE, weight="bold")
-    sheet.text(MARGIN, top - 0.2, "original", color=FAINT)
-    sheet.image(MARGIN, top, width, height, e.image)
-    _evidence_row(sheet, e, [first, second], float(columns[1]), top, width, height)
-
-    largest = float(np.abs(difference).max()) or 1.0
-    last = float(columns[3])
-    sheet.text(last, top - 0.2, "the one less the other")
-    sheet.text(last + width, top - 0.2, f"Σ {_signed(total)}", color=INK, ha="right")
-    values = e.placed(first, "evidence") - e.placed(second, "evidence")
-    _evidence_panel(sheet, e, values, largest, last, top, width, height)
-    colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
-    sheet.colour_bar(last + width + 0.07, top, height, colours, "share of the difference, a patch")
+    width, height = _panel(e, 4.0)
+    cell, row = max(width, NARROWEST), max(height, LOWEST)
+    last = MARGIN + 3 * (cell + GAP) - GAP + SCALE
+    room = last + cell + SCALE - MARGIN
     words = (
         f"Logit of {names[0]} less logit of {names[1]}: {_signed(logits)} = {_signed(total)} from the patches "
         f"{_signed(bias)} from the biases"
     )
-    words += "." if abs(rest) < 0.005 else f" {_signed(rest)} that the evidence does not hold."
+    words += "." if abs(rest) < 0.005 else f" {_signed(rest)} that the evidence does not explain."
     words += f" Red speaks for {names[0]}, blue for {names[1]}."
-    sheet.text(MARGIN, sheet.height - MARGIN - 0.1, words, SMALL, color=FAINT)
+    footnotes = [*wrapped(words, room, SMALL), *([CROP] if _crops(e) else [])]
+    top = MARGIN + 0.28 + ABOVE
+    sheet = Sheet(room + 2 * MARGIN, top + row + 0.12 + len(footnotes) * LINE + MARGIN)
+    why, each = "why  and not ", (room - width_of("why  and not ", TITLE, "bold")) / 2
+    short = [shortened(name, each, TITLE, "bold") for name in names]
+    sheet.text(MARGIN, MARGIN - 0.08, f"{why[:4]}{short[0]}{why[4:]}{short[1]}", TITLE, weight="bold")
+    _original(sheet, e, MARGIN, top, width, height, cell)
+    _evidence_row(sheet, e, [first, second], MARGIN + cell + GAP, top, width, height)
+
+    largest, sum_of = evidence_scale(difference), f"Σ {_signed(total)}"
+    sheet.text(last, top - 0.2, "the one less the other", width=cell - width_of(sum_of, TEXT) - 0.08)
+    sheet.text(last + cell, top - 0.2, sum_of, ha="right")
+    values = e.placed(first, "evidence") - e.placed(second, "evidence")
+    _evidence_panel(sheet, e, values, largest, last, top, width, height)
+    colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
+    sheet.colour_bar(last + width, top, row, colours, "of the difference, a patch")
+    sheet.lines(MARGIN, top + row + 0.12, footnotes)
     return sheet.figure
 
 
-def _evidence_sheet(explanation: Maps, chosen: Sequence[int], footnote: str) -> Figure:
-    e = explanation.scaled(DISPLAY_SIDE)
-    width, height = _panel(e.image.width / e.image.height, 2.3)
-    top = MARGIN + 0.62
-    sheet = _Sheet(MARGIN + (1 + len(chosen)) * (width + GAP) + 0.5 + MARGIN, top + height + 0.25 + MARGIN)
-    _headline(sheet, explanation)
-    sheet.text(MARGIN, top - 0.2, "original", color=FAINT)
-    sheet.image(MARGIN, top, width, height, e.image)
-    _evidence_row(sheet, e, chosen, MARGIN + width + GAP, top, width, height)
-    sheet.text(MARGIN, sheet.height - MARGIN - 0.1, footnote, SMALL, color=FAINT)
-    return sheet.figure
-
-
-def contact_sheet(explanations: Sequence[Maps], *, columns: int = 4, rows: int = 6) -> list[Figure]:
-    """Many explanations small: image beside attended, its class below; as many pages as that takes.
+def contact_sheet(
+    explanations: Sequence[Maps], *, columns: int = 4, rows: int = 6, map: MapChoice = "auto"
+) -> list[Figure]:
+    """Many explanations small: the image beside its map, its class below; as many pages as that takes.
 
     Args:
-        explanations: in the order to show them; `Explanation.scaled` keeps thousands small.
-        columns, rows: of a page.
+        explanations: in the order to show them; `Maps.scaled` keeps thousands small.
+        columns: of a page.
+        rows: of a page.
+        map: the kind of map: "attention", "evidence", "contrast", or "auto" (see `Maps.shown`).
 
     Raises:
-        UserError: there is nothing to show.
+        UserError: there is nothing to show, or no such map.
     """
     if not explanations:
         raise UserError("there are no explanations to put on a contact sheet.")
     page = columns * rows
-    return [_contact_page(explanations[i : i + page], columns) for i in range(0, len(explanations), page)]
+    return [_contact_page(explanations[i : i + page], columns, map) for i in range(0, len(explanations), page)]
 
 
-def _contact_page(explanations: Sequence[Maps], columns: int) -> Figure:
+def _contact_page(explanations: Sequence[Maps], columns: int, map: MapChoice) -> Figure:
     columns = min(columns, len(explanations))
     rows = [explanations[i : i + columns] for i in range(0, len(explanations), columns)]
-    sheet = _Sheet(MARGIN * 2 + columns * (_PAIR + GAP) - GAP, MARGIN * 2 + sum(map(_row_height, rows)))
+    width = columns * (_PAIR + GAP) - GAP
+    footnotes = _sheet_footnotes(explanations, map, width)
+    sheet = Sheet(MARGIN * 2 + width, MARGIN * 2 + sum(_row_height(row) for row in rows) + len(footnotes) * LINE)
     top = MARGIN
     for row in rows:
-        captions = [(_likely(e), _short(e.name, 32), INK) for e in row]
-        top = _pairs(sheet, top, row, captions)
+        top = _pairs(sheet, top, row, [("", INK)] * len(row), map)
+    sheet.lines(MARGIN, top, footnotes)
     return sheet.figure
 
 
-_PAIR = 2.5  # inches of an image and its attended version, beside each other
+_PAIR = 3.0  # inches of an image and its map, beside each other
 _HALF = (_PAIR - 0.06) / 2
+_TALLEST = 1.6
 
 
-def _pairs(sheet: _Sheet, top: float, explanations: Sequence[Maps], captions: Sequence[tuple[str, str, str]]) -> float:
-    """A row of pairs, each over two lines of words and their colour; returns where the next row begins."""
-    for column, (e, (words, below, colour)) in enumerate(zip(explanations, captions, strict=True)):
+def _pairs(
+    sheet: Sheet, top: float, explanations: Sequence[Maps], verdicts: Sequence[tuple[str, str]], map: MapChoice
+) -> float:
+    """A row of pairs, each over its class and its name, which a verdict and its colour precede; returns its end."""
+    for column, (e, (verdict, colour)) in enumerate(zip(explanations, verdicts, strict=True)):
         shown = e.scaled(240)
-        width, height = _panel(shown.image.width / shown.image.height, _HALF, _HALF)
+        width, height = _half(e)
         left, foot = MARGIN + column * (_PAIR + GAP), top + _row_height(explanations) - 0.5
         sheet.image(left, foot - height, width, height, shown.image)
-        sheet.image(left + width + 0.06, foot - height, width, height, shown.attended())
-        sheet.text(left, foot + 0.05, words, TEXT, color=colour)
-        sheet.text(left, foot + 0.2, below, SMALL, color=FAINT)
+        sheet.image(left + width + 0.06, foot - height, width, height, shown.attended(map=map))
+        percent = f"  {e.predicted.probability:.0%}"
+        name = shortened(_class_name(e, e.predicted.index), _PAIR - width_of(percent, TEXT, "bold"), TEXT, "bold")
+        sheet.text(left, foot + 0.05, name + percent, TEXT, color=colour, weight="bold")
+        below = readable(e.name, f"image {column + 1}")
+        if verdict:
+            verdict = shortened(verdict, 0.6 * _PAIR, SMALL)
+            below = f"{verdict}  ·  {below}"
+        sheet.text(left, foot + 0.2, below, SMALL, color=FAINT, width=_PAIR)
     return top + _row_height(explanations)
 
 
+def _half(e: Maps) -> tuple[float, float]:
+    ratio = e.image.width / e.image.height
+    height = min(_HALF / ratio, _TALLEST)
+    return min(max(height * ratio, 0.25), _HALF), max(height, 0.25)
+
+
 def _row_height(explanations: Sequence[Maps]) -> float:
-    return 0.5 + max((_panel(e.image.width / e.image.height, _HALF, _HALF)[1] for e in explanations), default=0.0)
+    return 0.5 + max((_half(e)[1] for e in explanations), default=0.0)
 
 
-def _likely(e: Maps) -> str:
-    return f"{_short(e.predicted.name, 22)}  {e.predicted.probability:.0%}"
+def _sheet_footnotes(explanations: Sequence[Maps], map: MapChoice, width: float) -> list[str]:
+    """What the maps of a sheet are."""
+    kinds = {e.shown(map) for e in explanations}
+    asked = any(e.target is not None for e in explanations)
+    subject = "the class that was asked about" if asked else "the predicted class"
+    against = " (red: for it, blue: against it)"
+    legends = {
+        "attention": "attention (yellow: most)",
+        "evidence": f"evidence for {subject}{against}",
+        "contrast": f"evidence for {subject} less that for the likeliest other one{against}",
+    }
+    shown = " or, where attention is nearly uniform, ".join(legends[kind] for kind in legends if kind in kinds)
+    words = f"Beside each image: {shown}, each on its own scale."
+    return wrapped(words + (f" {CROP}" if any(_crops(e) for e in explanations) else ""), width, SMALL)
 
 
-def certainty_sheet(explanations: Sequence[Maps], labels: Sequence[int] | None = None, *, count: int = 4) -> Figure:
-    """The most and the least certain images and, where labels are known, the wrong ones, the surest mistake first.
+def certainty_sheet(
+    explanations: Sequence[Maps], labels: Sequence[int] | None = None, *, count: int = 4, map: MapChoice = "auto"
+) -> Figure:
+    """The most and the least certain images and, where labels are known, the wrong ones, most confident first.
 
     Args:
         explanations: those to choose from.
         labels: the true class index of each, if known.
         count: how many of each kind.
+        map: the kind of map: "attention", "evidence", "contrast", or "auto" (see `Maps.shown`).
 
     Raises:
         UserError: there is nothing to show, or not one label for each.
@@ -311,27 +411,26 @@ def certainty_sheet(explanations: Sequence[Maps], labels: Sequence[int] | None =
     groups = {"most certain": order[:count], "least certain": order[::-1][:count]}
     if labels is not None:
         wrong = [i for i in order if explanations[i].predicted.index != labels[i]]
-        groups[f"wrong ({len(wrong)} of {len(order)}), the surest first"] = wrong[:count]
-    columns = min(count, len(order))
+        groups[f"wrong ({len(wrong)} of {len(order)}), most confident first"] = wrong[:count]
+    columns = max(min(count, len(order)), 2)
+    width = columns * (_PAIR + GAP) - GAP
     height = sum(0.32 + _row_height([explanations[i] for i in members]) for members in groups.values())
-    sheet = _Sheet(MARGIN * 2 + columns * (_PAIR + GAP) - GAP, MARGIN * 2 + height)
+    footnotes = _sheet_footnotes([explanations[i] for members in groups.values() for i in members], map, width)
+    sheet = Sheet(MARGIN * 2 + width, MARGIN * 2 + height + len(footnotes) * LINE)
     top = MARGIN
     for title, members in groups.items():
         sheet.text(MARGIN, top - 0.02, title, TITLE - 2, weight="bold")
-        captions = []
+        verdicts = []
         for i in members:
-            e, name = explanations[i], _short(explanations[i].name, 32)
             if labels is None:
-                captions.append((_likely(e), name, INK))
-            elif e.predicted.index == labels[i]:
-                captions.append((_likely(e), f"right  ·  {name}", INK))
+                verdicts.append(("", INK))
+            elif explanations[i].predicted.index == labels[i]:
+                verdicts.append(("right", INK))
             else:
-                captions.append((_likely(e), f"is {_short(e.class_names[labels[i]], 22)}  ·  {name}", _WRONG))
-        top = _pairs(sheet, top + 0.32, [explanations[i] for i in members], captions)
+                verdicts.append((f"is {_class_name(explanations[i], labels[i])}", WRONG))
+        top = _pairs(sheet, top + 0.32, [explanations[i] for i in members], verdicts, map)
+    sheet.lines(MARGIN, top, footnotes)
     return sheet.figure
-
-
-_WRONG = "#b3261e"
 
 
 def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
@@ -343,7 +442,7 @@ def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole.
+    """Write a PNG, atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -354,16 +453,16 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _panel(ratio: float, width: float, tallest: float | None = None) -> tuple[float, float]:
-    """Inches of a panel for an image of that width over height."""
-    tallest = tallest or 1.35 * width
-    height = min(width / ratio, tallest)
-    return max(height * ratio, 0.25), max(height, 0.25)
+def _panel(e: Maps, area: float = 6.2) -> tuple[float, float]:
+    """Inches of a panel for an image: of about the same area whatever its shape, but at most 4.4 long."""
+    ratio = e.image.width / e.image.height
+    factor = min(1.0, 4.4 / (area * max(ratio, 1 / ratio)) ** 0.5)
+    return max(factor * (area * ratio) ** 0.5, 0.25), max(factor * (area / ratio) ** 0.5, 0.25)
 
 
-def _short(words: str, length: int = 24) -> str:
-    words = words.split(",")[0]  # ImageNet's names are lists of synonyms
-    return words if len(words) <= length else words[: length - 1].rstrip() + "…"
+def _class_name(e: Maps, index: int) -> str:
+    """The first of a class's names (ImageNet's are lists of synonyms), as fonts can show it."""
+    return readable(e.class_names[index].split(",")[0], f"class {index}")
 
 
 def _signed(value: float) -> str:
@@ -375,15 +474,42 @@ def _evidence_classes(e: Maps, count: int) -> list[int]:
     return [p.index for p in ranked if p.index in e.evidence_classes][:count]
 
 
+def _map_title(e: Maps, kind: Kind) -> str:
+    name = _class_name(e, e.subject.index)
+    if kind == "attention":
+        return f"attention for {name}" if e.class_wise else "attention"
+    if kind == "evidence" or e.runner_up is None:
+        return f"evidence for {name}"
+    return f"{name} less {_class_name(e, e.runner_up.index)}"
+
+
+def _crops(e: Maps) -> bool:
+    """Whether a part of the image worth mentioning was not seen; half a pixel lost to rounding is not."""
+    return float(seen_pixels(e.geometry).mean()) < 0.995
+
+
+def _footnotes(e: Maps, kind: Kind, evidence: bool, width: float) -> list[str]:
+    sentences: list[str] = []
+    if kind == "evidence" and e.attention_is_flat:
+        sentences.append("Attention is nearly uniform here, so evidence is shown beside the image.")
+    if kind == "contrast" and e.runner_up is not None:
+        sentences.append("Beside the image: evidence for the class less that for the likeliest other one.")
+    if evidence:
+        sentences.append(_what_evidence_is(e))
+    if _crops(e):
+        sentences.append(CROP)
+    return wrapped(" ".join(sentences), width, SMALL) if sentences else []
+
+
 def _what_evidence_is(e: Maps) -> str:
-    words = "Evidence: red patches speak for the class, blue (dashed outline) against it; no colour is neutral. "
+    words = "Evidence: red patches speak for the class, blue (dashed outline) against it; no colour is neutral."
     if e.exact:
-        return words + "Exact: the patches sum to the class's logit less its bias."
+        return words + " Exact: the patches sum to the class's logit less its bias."
     rest = e.remainder.get(e.subject.index)
     if rest is None:
         return words
     how = "Averaged over shifts and flips" if e.refine else "First order around this image"
     return (
-        f"{words}{how}: {_signed(rest)} of {_short(e.subject.name)}'s logit of "
+        f"{words} {how}: {_signed(rest)} of {_class_name(e, e.subject.index)}'s logit of "
         f"{_signed(float(e.logits[e.subject.index]))} is not in it."
     )

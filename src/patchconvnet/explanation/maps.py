@@ -6,7 +6,7 @@ Attention: Touvron et al. 2021, arXiv 2112.13692, section 3.2. Evidence: `patchc
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from PIL import Image
@@ -14,10 +14,20 @@ from PIL import Image
 from patchconvnet._version import __version__
 from patchconvnet.data.preprocessing import Geometry
 from patchconvnet.errors import UserError
-from patchconvnet.explanation.colours import attention_colours, evidence_colours
+from patchconvnet.explanation.colours import (
+    attention_colours,
+    attention_scale,
+    evidence_colours,
+    evidence_print,
+    evidence_scale,
+    unseen_colours,
+)
 from patchconvnet.explanation.patch_grid import Grid, Smoothing, place, seen_pixels
 
-Kind = Literal["attention", "evidence"]
+Kind = Literal["attention", "evidence", "contrast"]
+MapChoice = Literal["auto", "attention", "evidence", "contrast"]
+KINDS = get_args(Kind)
+FLAT = 0.9  # of the perplexity that uniform attention has
 
 
 @dataclass(frozen=True)
@@ -148,28 +158,68 @@ class Maps:
             for k, total in zip(self.evidence_classes, sums, strict=True)
         }
 
+    @property
+    def runner_up(self) -> Prediction | None:
+        """The likeliest class with evidence other than the subject, or None: what contrast is against."""
+        others = [k for k in self.evidence_classes if k != self.subject.index]
+        return self.prediction(max(others, key=lambda k: self.logits[k])) if others else None
+
+    @property
+    def attention_is_flat(self) -> bool:
+        """Whether attention says little: nearly uniform, or of several queries that share one decision.
+
+        Nearly uniform is a perplexity, exp(−Σ aᵢ·log aᵢ), of over `FLAT` of the number of patches.
+        """
+        if not self.class_wise and len(self.attention) > 1:
+            return True
+        return flatness(self.map_for()) > FLAT
+
+    def shown(self, map: MapChoice = "auto", target: int | str | None = None) -> Kind:
+        """Which kind of map "auto" is here: attention, or evidence where attention is flat or not of the class.
+
+        Args:
+            map: "auto", or a kind, which is returned as it is.
+            target: a class, where its map is wanted and not the subject's.
+
+        Raises:
+            UserError: there is no such kind.
+        """
+        if map != "auto":
+            if map not in KINDS:
+                raise UserError(f"unknown map {map!r}; known: auto, {', '.join(KINDS)}.")
+            return map
+        index = self.subject.index if target is None else self.class_index(target)
+        shared = target is not None and not self.class_wise
+        return "evidence" if index in self.evidence_classes and (shared or self.attention_is_flat) else "attention"
+
     def map_for(self, target: int | str | None = None, kind: Kind = "attention") -> np.ndarray:
         """One map, (h, w) float32.
 
         Args:
             target: class name or index; by default the subject.
-            kind: "attention" (the class's own row where each class has one), or "evidence".
+            kind: "attention" (the class's own row where each class has one, else the mean of all queries), "evidence",
+                or "contrast": the evidence for the class less that for the likeliest other one.
 
         Raises:
             UserError: there is no such class or kind, or no map of that kind for the class.
         """
         if kind == "evidence":
             return self.evidence_for(self.subject.index if target is None else target)
+        if kind == "contrast":
+            about = self if target is None else replace(self, target=self.class_index(target))
+            if about.runner_up is None:
+                raise UserError("a contrast needs evidence for a second class; name one in `classes` of explain().")
+            return about.evidence_for(about.subject.index) - about.evidence_for(about.runner_up.index)
         if kind != "attention":
-            raise UserError(f"unknown kind of map {kind!r}; known: attention, evidence.")
+            raise UserError(f"unknown kind of map {kind!r}; known: {', '.join(KINDS)}.")
         if self.class_wise:
             return self.attention[self.subject.index if target is None else self.class_index(target)]
         if target is not None:
             raise UserError(
-                f"this network looks once for all classes, so there is no attention map for {target!r} alone; ask for "
-                "its evidence, or leave the class away."
+                f"this network's attention is the same for all classes, so {target!r} has no attention map of its own; "
+                "ask for its evidence, or name no class."
             )
-        return self.attention[0]
+        return self.attention[0] if len(self.attention) == 1 else self.attention.mean(0)
 
     def evidence_for(self, target: int | str) -> np.ndarray:
         """(h, w) signed: what each patch adds to a class's logit.
@@ -198,28 +248,46 @@ class Maps:
         return place(self.map_for(target, kind), self.grid, self.geometry, smoothing=smoothing)
 
     def overlay(
-        self, target: int | str | None = None, kind: Kind = "attention", *, smoothing: Smoothing = "bilinear"
+        self, target: int | str | None = None, map: MapChoice = "auto", *, smoothing: Smoothing = "bilinear"
     ) -> Image.Image:
         """A map as a transparent RGBA image of the image's own size, to lay over it.
 
-        Attention is inferno, from 0 to its largest value, at opacity 0.6 (as in the Keras example); evidence is blue
-        (against) to red (for), the more opaque the stronger. What the network did not see is transparent.
+        Attention is inferno, from 0 to its largest value or three times uniform attention, at opacity 0.6; evidence and
+        contrast are blue (against) to red (for), the more opaque the stronger. What the network did not see is grey and
+        hatched.
 
         Args:
-            target: class name or index, as for `map_for`.
-            kind: "attention" or "evidence".
+            target: class name or index; by default the subject.
+            map: a kind as in `map_for`, or "auto": see `shown`.
             smoothing: "bilinear" between patch centres, or "nearest".
-        """
-        values = self.placed(target, kind, smoothing=smoothing)
-        colour = evidence_colours if kind == "evidence" else attention_colours
-        rgba = colour(values)
-        rgba[~seen_pixels(self.geometry)] = 0
-        return Image.fromarray(rgba)
 
-    def attended(self, target: int | str | None = None, *, smoothing: Smoothing = "bilinear") -> Image.Image:
-        """The image with its attention map laid over it, RGB; arguments as `placed`."""
-        overlay = self.overlay(target, smoothing=smoothing)
-        return Image.alpha_composite(self.image.convert("RGBA"), overlay).convert("RGB")
+        Raises:
+            UserError: as `map_for`.
+        """
+        kind = self.shown(map, target)
+        values, placed = self.map_for(target, kind), self.placed(target, kind, smoothing=smoothing)
+        if kind == "attention":
+            rgba = attention_colours(placed, attention_scale(values))
+        else:
+            rgba = evidence_colours(placed, evidence_scale(values))
+        seen = seen_pixels(self.geometry)
+        return Image.fromarray(np.where(seen[..., None], rgba, unseen_colours(seen)))
+
+    def attended(
+        self, target: int | str | None = None, map: MapChoice = "auto", *, smoothing: Smoothing = "bilinear"
+    ) -> Image.Image:
+        """The image with a map on it, RGB: attention over the image, evidence as colours of a pale grey print of it.
+
+        The arguments are those of `overlay`.
+        """
+        kind = self.shown(map, target)
+        if kind == "attention":
+            base, overlay = self.image, self.overlay(target, kind, smoothing=smoothing)
+        else:
+            placed = self.placed(target, kind, smoothing=smoothing)
+            printed = evidence_print(np.asarray(self.image), placed, evidence_scale(self.map_for(target, kind)))
+            base, overlay = Image.fromarray(printed), Image.fromarray(unseen_colours(seen_pixels(self.geometry)))
+        return Image.alpha_composite(base.convert("RGBA"), overlay).convert("RGB")
 
     def scaled(self, side: int) -> Self:
         """The same with the image resized to `side` pixels on its longer side; maps and logits are unchanged.
@@ -256,6 +324,7 @@ class Maps:
                 "first": {"y": self.grid.first[0], "x": self.grid.first[1]},
             },
             "predicted": asdict(self.predicted),
+            "shown": self.shown(),
             "target": None if self.target is None else asdict(self.prediction(self.target)),
             "classes": [
                 {"index": k, "name": self.class_names[k], "probability": float(p), "logit": _plain(self.logits[k])}
@@ -282,6 +351,13 @@ class Maps:
                 ],
             },
         }
+
+
+def flatness(attention: np.ndarray) -> float:
+    """How near attention (..., h, w) is to uniform: its perplexity over the number of patches, the mean of all maps."""
+    shares = attention / attention.sum((-2, -1), keepdims=True)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum((-2, -1))
+    return float(np.mean(np.exp(entropy) / (shares.shape[-2] * shares.shape[-1])))
 
 
 def class_index(class_names: Sequence[str], target: int | str) -> int:

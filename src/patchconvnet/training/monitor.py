@@ -10,13 +10,18 @@ from patchconvnet.data.batches import batches
 from patchconvnet.data.images import pixels
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
-from patchconvnet.explanation import evolution
-from patchconvnet.explanation.figures import to_image
+from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evolution import attention_evolution, attention_grid, evolution_frames, write_gif
+from patchconvnet.explanation.maps import FLAT, Kind, flatness
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.files import write_array, write_atomic
 from patchconvnet.training.recipe import MonitorOptions
 
 MOST_FRAMES = 60  # of the animation
+_CAPTIONS = {
+    "attention": "attention",
+    "evidence": "evidence for the predicted class (attention is nearly uniform)",
+}
 
 
 class AttentionMonitor:
@@ -35,7 +40,7 @@ class AttentionMonitor:
         self.indices = _evenly_over_classes(split.labels, options.images, seed)
 
     def is_due(self, epoch: int, last_epoch: int) -> bool:
-        """Whether an image is drawn after this epoch, counted from 0."""
+        """Whether a grid is drawn after this epoch, counted from 0."""
         every = self.options.every
         return bool(every) and ((epoch + 1) % every == 0 or epoch == last_epoch)
 
@@ -52,7 +57,6 @@ class AttentionMonitor:
         model.eval()
         with torch.inference_mode():
             output = model(images, return_attention=True)
-        model.train(was_training)
         predicted = output.logits.argmax(1)
         attention = output.attention.float()
         # a map of the predicted class where every class has one
@@ -60,32 +64,44 @@ class AttentionMonitor:
         maps = attention[torch.arange(len(rows), device=rows.device), rows].cpu().numpy()  # (n, h, w)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_array(self._maps_file(epoch), maps)
+        kind: Kind = "attention"
+        if flatness(maps) > FLAT:
+            with torch.no_grad():
+                evidence = look(model, images, top=1).evidence_of(predicted[:, None])[:, 0]
+            kind, maps = "evidence", evidence.float().cpu().numpy()
+            write_array(self._evidence_file(epoch), maps)
+        model.train(was_training)
         grid = patch_grid(model, self.preprocessing.size, maps.shape[1:])
         names = self.split.class_names
         titles = [
             names[p] if p == t else f"{names[p]} (is {names[t]})"
             for p, t in zip(predicted.tolist(), labels.tolist(), strict=True)
         ]
-        drawn = to_image(
-            evolution.attention_grid(self._images(), maps, titles, heading=f"epoch {epoch + 1}", grid=grid)
-        )
+        heading = f"epoch {epoch + 1}: {_CAPTIONS[kind]}"
+        drawn = attention_grid(self._images(), maps, titles, heading=heading, grid=grid, kind=kind)
         write_atomic(self.folder / f"epoch_{epoch + 1:03d}.png", lambda part: drawn.save(part, "PNG"))
-        return np.asarray(drawn.convert("RGB"))
+        return np.asarray(drawn)
 
     def draw_evolution(self, model: nn.Module) -> list[Path]:
-        """One figure and one GIF of the same images' maps over the epochs drawn so far; returns their paths."""
+        """One figure and one GIF of the same images' maps over the epochs drawn so far; returns their paths.
+
+        The maps are attention, or evidence if attention was nearly uniform in every epoch.
+        """
         epochs = self._drawn()
         if not epochs:
             return []
         epochs = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, MOST_FRAMES).round().astype(int))]
-        maps = np.stack([np.load(self._maps_file(epoch - 1)) for epoch in epochs])  # (epochs, n, h, w)
+        flat = all(self._evidence_file(epoch - 1).exists() for epoch in epochs)
+        kind: Kind = "evidence" if flat else "attention"
+        file = self._evidence_file if flat else self._maps_file
+        maps = np.stack([np.load(file(epoch - 1)) for epoch in epochs])  # (epochs, n, h, w)
         images = self._images()
         grid = patch_grid(model, self.preprocessing.size, maps.shape[2:])
         figure, animation = self.folder / "evolution.png", self.folder / "evolution.gif"
-        drawn = to_image(evolution.attention_evolution(images, maps, epochs, grid=grid))
-        frames = evolution.evolution_frames(images, maps, epochs, grid=grid)
+        drawn = attention_evolution(images, maps, epochs, grid=grid, kind=kind)
+        frames = evolution_frames(images, maps, epochs, grid=grid, kind=kind)
         write_atomic(figure, lambda part: drawn.save(part, "PNG"))
-        write_atomic(animation, lambda part: evolution.write_gif(frames, part))
+        write_atomic(animation, lambda part: write_gif(frames, part))
         return [figure, animation]
 
     def forget_after(self, epochs: int) -> None:
@@ -93,6 +109,7 @@ class AttentionMonitor:
         for epoch in self._drawn():
             if epoch > epochs:
                 self._maps_file(epoch - 1).unlink()
+                self._evidence_file(epoch - 1).unlink(missing_ok=True)
 
     def _drawn(self) -> list[int]:
         """Epochs with maps, counted from 1."""
@@ -106,6 +123,10 @@ class AttentionMonitor:
 
     def _maps_file(self, epoch: int) -> Path:
         return self.folder / f"maps_{epoch + 1:05d}.npy"
+
+    def _evidence_file(self, epoch: int) -> Path:
+        """There only where attention was nearly uniform."""
+        return self.folder / f"evidence_{epoch + 1:05d}.npy"
 
 
 def _evenly_over_classes(labels: Tensor, count: int, seed: int) -> Tensor:
