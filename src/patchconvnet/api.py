@@ -74,9 +74,10 @@ def evaluate(
         UserError: there is no such model, data set or split, or the model's classes are not the data's.
 
     Example:
-        >>> from patchconvnet import PatchConvNet, evaluate
-        >>> untrained = PatchConvNet(stem_filters=8, stem_stride=1, embed_dim=16, depth=1, num_classes=10)
-        >>> evaluate(untrained, "digits", size=16, test=20).count
+        >>> import timm
+        >>> from patchconvnet import evaluate
+        >>> untrained = timm.create_model("patchconvnet_micro", num_classes=10)
+        >>> evaluate(untrained, "digits", test=20).count
         20
     """
     network = _placed(model, device)

@@ -101,8 +101,12 @@ def with_attention_pooling(
         UserError: there is no such model, it does not take an option, or it does not average a spatial map.
 
     Example:
-        >>> model = with_attention_pooling("resnet50", pretrained=True, num_classes=37)
-        >>> logits, attention, evidence = model(images, return_evidence=True)
+        >>> import torch
+        >>> from patchconvnet import with_attention_pooling
+        >>> model = with_attention_pooling("resnet18", num_classes=37).eval()  # pretrained=True fetches weights
+        >>> logits, attention, evidence = model(torch.rand(1, 3, 96, 64), return_evidence=True)
+        >>> attention.shape, evidence.shape
+        (torch.Size([1, 1, 3, 2]), torch.Size([1, 37, 3, 2]))
     """
     own = {name: options.pop(name) for name in _OWN_OPTIONS if name in options}
     comes_with_weights = pretrained or weights is not None

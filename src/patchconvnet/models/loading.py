@@ -39,6 +39,11 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
 
     Raises:
         UserError: in one sentence, when there is no such model, or its config and weights disagree.
+
+    Example:
+        >>> from patchconvnet import load
+        >>> load("cifar10").metadata.class_names[:3]
+        ['airplane', 'automobile', 'bird']
     """
     path, name = Path(source).expanduser(), str(source)
     if (path / "best" / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file():
