@@ -1,0 +1,226 @@
+"""Training a head on a frozen backbone: its patches of every image are computed once, pooling and classifier then fit.
+
+The recipe's `method: probe`. Minutes become seconds: the backbone runs forward once for each view of each image.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from patchconvnet._version import __version__
+from patchconvnet.data.augmentation import Augmentation
+from patchconvnet.data.batches import batches
+from patchconvnet.data.splits import DataSplits, Split
+from patchconvnet.errors import UserError
+from patchconvnet.files import write_atomic
+from patchconvnet.hardware import device_name, fastest_dtype
+from patchconvnet.models import AttentionClassifier
+from patchconvnet.models.weights import Metadata
+from patchconvnet.training.evaluation import evaluate
+from patchconvnet.training.probe_fit import ProbeHead, fit_probe
+from patchconvnet.training.recipe import Recipe
+from patchconvnet.training.run_folder import RunFolder
+from patchconvnet.training.sources import batch_source, build_model, load_data
+
+FEATURES_FILE = "features.safetensors"
+HELD_OUT = 0.2  # of the training images choose the penalty where the data has no validation split
+
+
+def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
+    """Fit pooling and classifier of a recipe's network, its backbone frozen.
+
+    Args:
+        recipe: with `method: probe`.
+        folder: the run folder, opened. It keeps the backbone's features, so that a probe that was interrupted, or is
+            asked for again, does not run the backbone again.
+        device: where the backbone runs.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        UserError: a mistake in the recipe or the data; features that do not fit into the recipe's `data.memory_gb`.
+    """
+    started = time.perf_counter()
+    console = Console(highlight=False)
+    data = load_data(recipe, show_progress=True)
+    train = data.require("train")
+    model = build_model(recipe, len(data.class_names)).to(device, memory_format=torch.channels_last).eval()
+    console.print(
+        f"{recipe.model.name} ({sum(p.numel() for p in model.parameters()):,} parameters, frozen but for its head) on "
+        f"{data.name}: {len(train):,} images, {len(data.class_names)} classes, "
+        f"{'×'.join(map(str, recipe.preprocessing.size))} pixels → {folder.path}",
+        soft_wrap=True,
+    )
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        features = _features(model, recipe, data, folder, device, bar)
+        computed = time.perf_counter()
+        fitting = bar.add_task("fitting the head", total=1.0)
+        head = _fit(features, recipe, len(data.class_names), lambda share: bar.update(fitting, completed=share))
+    fitted = time.perf_counter()
+    install(model, head)
+    console.print(
+        f"features {computed - started:.1f} s, head {fitted - computed:.1f} s: penalty {head.penalty:g}, validation loss "
+        f"{head.loss:.4f} with attention" + (f", {head.loss_of_average:.4f} without" if head.queries.any() else " uniform"),
+        soft_wrap=True,
+    )
+    _keep(model, recipe, data, folder, device, head, console, started)
+    return folder.best
+
+
+def install(model: AttentionClassifier, head: ProbeHead) -> None:
+    """Put a fitted head into the network that gave the features."""
+    with torch.no_grad():
+        model.get_parameter("head.weight").copy_(head.weight)
+        model.get_parameter("head.bias").copy_(head.bias)
+        # scores are t·q/√C in both
+        model.get_parameter("pooling.query").copy_(head.queries)
+
+
+def _fit(features: dict[str, Tensor], recipe: Recipe, num_classes: int, on_step: Callable[[float], None]) -> ProbeHead:
+    train, labels = features["train"], features["train_labels"]
+    if "validation" in features:
+        validation, validation_labels = features["validation"], features["validation_labels"]
+    else:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(recipe.seed))
+        held = max(1, round(HELD_OUT * len(labels)))
+        validation, validation_labels = train[0, order[:held]], labels[order[:held]]
+        train, labels = train[:, order[held:]], labels[order[held:]]
+    counts = labels.bincount(minlength=num_classes)
+    weights = None
+    if recipe.probe.balanced:
+        weights = counts.sum() / (num_classes * counts.clamp_min(1))
+    return fit_probe(
+        train, labels, validation, validation_labels, num_classes, recipe.probe.queries, class_weights=weights,
+        seed=recipe.seed, on_step=on_step,
+    )  # fmt: skip
+
+
+def _features(
+    model: AttentionClassifier, recipe: Recipe, data: DataSplits, folder: RunFolder, device: torch.device, bar: Progress
+) -> dict[str, Tensor]:
+    """By split, patches (V, N, P, C) or (N, P, C) in bfloat16 on the CPU, and labels (N,)."""
+    file = folder.path / FEATURES_FILE
+    if file.is_file():
+        return load_file(file)
+    train, validation = data.require("train"), data.validation
+    views = recipe.probe.views
+    with torch.inference_mode():
+        patches = _patches(model, next(_plain(train, recipe, device))[0][:1], device)
+        bytes_needed = 2 * patches[0].numel() * (views * len(train) + len(validation or ()))
+        if bytes_needed > recipe.data.memory_gb * 2**30:
+            raise UserError(
+                f"the features of {views} views of {len(train):,} images need {bytes_needed / 2**30:.1f} GB, and "
+                f"data.memory_gb is {recipe.data.memory_gb:g}; raise it, lower probe.views, or take recipe finetune"
+            )
+        task = bar.add_task("features", total=views * len(train) + len(validation or ()))
+        features: dict[str, Tensor] = {}
+
+        def collect(source: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            parts, labels = [], []
+            for images, its_labels in source:
+                parts.append(_patches(model, images, device))
+                labels.append(its_labels.cpu())
+                bar.advance(task, len(images))
+            return torch.cat(parts), torch.cat(labels)
+
+        plain, features["train_labels"] = collect(_plain(train, recipe, device))
+        changed = [collect(_augmented(train, recipe, device, view))[0] for view in range(1, views)]
+        features["train"] = torch.stack([plain, *changed])
+        if validation is not None:
+            features["validation"], features["validation_labels"] = collect(_plain(validation, recipe, device))
+    with folder.writing():
+        write_atomic(file, lambda part: save_file(features, part))
+    return features
+
+
+def _patches(model: AttentionClassifier, images: Tensor, device: torch.device) -> Tensor:
+    """(B, P, C) bfloat16 patches on the CPU."""
+    images = images.to(memory_format=torch.channels_last)
+    with _autocast(device):
+        features = model.forward_features(images)  # (B, C, h, w)
+    return features.flatten(2).mT.to("cpu", torch.bfloat16).contiguous()
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[Any]:
+    half = fastest_dtype(device) is torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+
+
+def _plain(split: Split, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels, _ in batches(
+        split, recipe.preprocessing, recipe.batch_size, device=device, workers=recipe.data.workers
+    ):
+        yield images, labels
+
+
+def _augmented(split: Split, recipe: Recipe, device: torch.device, view: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in their order, each as the recipe's augmentation changes it in its `view`."""
+    augmentation = Augmentation(recipe.augmentation, recipe.preprocessing, len(split.class_names), seed=recipe.seed)
+    places = list(torch.arange(len(split)).split(recipe.batch_size))
+    generator = torch.Generator().manual_seed(recipe.seed * 1000 + view)
+    source = batch_source(split, recipe, device, show_progress=False)
+    for where, (images, labels) in zip(places, source(places), strict=True):
+        changed, _ = augmentation(images, labels, indices=where, epoch=view, generator=generator)
+        yield changed, labels
+
+
+def _keep(
+    model: AttentionClassifier,
+    recipe: Recipe,
+    data: DataSplits,
+    folder: RunFolder,
+    device: torch.device,
+    head: ProbeHead,
+    console: Console,
+    started: float,
+) -> None:
+    """Measure the network and write its model folder."""
+
+    def measured(split: Split) -> Any:
+        return evaluate(
+            model, split, recipe.preprocessing, batch_size=recipe.batch_size, device=device, workers=recipe.data.workers
+        )
+
+    metrics: dict[str, Any] = {"epoch": 1, "probe": {"penalty": head.penalty, "attends": bool(head.queries.any())}}
+    if data.validation is not None:
+        metrics["validation"] = measured(data.validation).to_dict()
+    if data.test is not None:
+        result = measured(data.test)
+        metrics["test"] = result.to_dict()
+        console.print(f"test set: loss {result.loss:.4f}  top-1 {result.top1:.2%}  ({result.count:,} images)")
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    counts = {name: len(split) for name, split in splits.items() if split is not None}
+    told = recipe.to_dict()
+    told["data"]["root"] = None
+    model.metadata = Metadata(
+        class_names=list(data.class_names),
+        preprocessing=recipe.preprocessing.to_dict(),
+        provenance={
+            "recipe": told,
+            "data": {"name": data.name, **counts, "fingerprint": data.fingerprint()},
+            "patchconvnet": __version__,
+            "torch": torch.__version__,
+            "date": datetime.now(UTC).date().isoformat(),
+            "devices": device_name(device),
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+        metrics=metrics,
+    )
+    with folder.writing():
+        model.cpu().save_pretrained(folder.best, dtype="float16" if recipe.half_weights else "float32")
+    console.print(f"model folder: {folder.best}", soft_wrap=True)
+
+
+def is_frozen_head(model: nn.Module) -> bool:
+    """Whether a network's head is one that a probe can fit: additive attention in front of a linear classifier."""
+    return bool(getattr(model, "has_exact_evidence", False)) and hasattr(getattr(model, "pooling", None), "query")
