@@ -197,7 +197,7 @@ def test_forward_backward_maps_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "convnext_atto", "davit_tiny"])
-@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "average"])
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "additive_sliced", "average"])
 def test_evidence_sums_to_the_logit_less_its_bias(name: str, pooling: str) -> None:
     model = pooled(name, pooling)
     image = make_image(model)
@@ -217,7 +217,7 @@ def test_evidence_behind_a_norm_without_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "caformer_s18", "vgg11"])
-@pytest.mark.parametrize("pooling", ["additive", "additive_multi"])
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "additive_sliced"])
 def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str, pooling: str) -> None:
     """Against central differences in float64, each patch's attention made a little larger and smaller."""
     model = pooled(name, pooling).double()

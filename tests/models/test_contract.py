@@ -176,7 +176,7 @@ def test_attention_is_a_share_of_one_and_comes_with_the_same_logits(variant: str
     assert ((total < 1 - 1e-4) == keeps_a_share).all()
 
 
-@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "average"])
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "additive_sliced", "average"])
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_evidence_sums_to_the_logit_less_its_bias(pooling: str, norm: str) -> None:
     model = tiny("patchconvnet_mini", pooling=pooling, norm=norm)
@@ -193,7 +193,7 @@ def test_evidence_sums_to_the_logit_less_its_bias(pooling: str, norm: str) -> No
 def test_evidence_is_refused_where_it_would_not_be_exact(variant: str) -> None:
     model = tiny(variant)
     if model.config.pooling != "additive":
-        with pytest.raises(UserError, match="evidence is exact only for pooling 'additive'"):
+        with pytest.raises(UserError, match="evidence is exact only for additive poolings"):
             model(make_image(model), return_evidence=True)
     with pytest.raises(UserError, match="0 classes"):
         tiny(variant, num_classes=0, pooling="additive")(make_image(model), return_evidence=True)

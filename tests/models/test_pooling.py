@@ -17,6 +17,7 @@ from patchconvnet.models.pooling import (
     ClassAttentionPooling,
     ClassWiseLinear,
     KerasPooling,
+    SlicedPooling,
 )
 
 DIM = 12
@@ -233,6 +234,7 @@ HEADS = {
     "additive": AdditivePooling(DIM),
     "additive_multi": AdditivePooling(DIM, 3),
     "additive_batch": AdditivePooling(DIM, norm="batch"),
+    "additive_sliced": SlicedPooling(DIM, 4),
     "average": AveragePooling(DIM),
 }
 
@@ -274,6 +276,25 @@ def test_additive_pooling_starts_as_average_pooling(norm: str) -> None:
         ours, theirs = additive.train(mode)(patches), average.train(mode)(patches)
         torch.testing.assert_close(ours.vector, theirs.vector)
         torch.testing.assert_close(ours.attention, theirs.attention)
+
+
+def test_each_query_of_a_sliced_pooling_pools_its_slice_as_an_additive_pooling_would() -> None:
+    sliced = randomise(SlicedPooling(DIM, 4))
+    patches = draw(2, 4, 5, DIM)
+    pooled, maps = sliced(patches), []
+    for q, query in enumerate(sliced.query):
+        alone = AdditivePooling(DIM)
+        alone.load_state_dict({**sliced.state_dict(), "query": query[None]})
+        theirs = alone(patches)
+        part = slice(q * DIM // 4, (q + 1) * DIM // 4)
+        torch.testing.assert_close(pooled.vector[:, part], theirs.vector[:, part])
+        maps.append(theirs.attention)
+    torch.testing.assert_close(pooled.attention, torch.stack(maps).mean(0))
+
+
+def test_slices_must_be_equal() -> None:
+    with pytest.raises(UserError, match=f"{DIM} channels can't be cut into 5 equal slices"):
+        SlicedPooling(DIM, 5)
 
 
 def test_a_key_and_a_value_projection_would_add_nothing_to_additive_pooling() -> None:

@@ -41,6 +41,7 @@ class AttentionPooledConfig:
     pooling: as in `PatchConvNetConfig`.
     norm: what "additive" and "average" do to the patches first: "none" (the faithful start), "layer" or "batch".
     attn_drop_rate: dropout on the attention weights. (`drop_rate`, in front of the classifier, is the backbone's.)
+    num_queries: of "additive_sliced", whose slices of the channels they weigh.
     mlp_ratio, layer_scale, act: of "class_attention"; `act` of "keras" too.
     """
 
@@ -51,6 +52,7 @@ class AttentionPooledConfig:
     pooling: PoolingName = "additive"
     norm: NormName | Literal["none"] = "none"
     attn_drop_rate: float = 0.0
+    num_queries: int = 16
     mlp_ratio: float = 3.0
     layer_scale: float = 1e-4
     act: ActName = "gelu"
@@ -80,7 +82,7 @@ def with_attention_pooling(
 ) -> "AttentionPooled":
     """A timm network with attention pooling in place of its global average pooling.
 
-    With "additive", "additive_multi" or "average" it answers as before, to rounding: queries begin at zero, which is
+    With an additive pooling or "average" it answers as before, to rounding: queries begin at zero, which is
     the average, and fine-tuning learns where to look. "class_attention" and "keras" put fresh layers in front of the
     old classifier and have to be trained.
 
@@ -198,6 +200,7 @@ class AttentionPooled(AttentionClassifier):
             act=c.act,
             mlp_ratio=c.mlp_ratio,
             layer_scale=c.layer_scale,
+            num_queries=c.num_queries,
             attn_drop=c.attn_drop_rate,
         )
 

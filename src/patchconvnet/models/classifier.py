@@ -180,7 +180,7 @@ class AttentionClassifier(nn.Module):
     def _checked_evidence(self, pooled: Pooled) -> Tensor:
         if not (self.has_exact_evidence and self.num_classes):
             raise UserError(
-                f"evidence is exact only for pooling 'additive', 'additive_multi' or 'average' with a classifier; "
+                f"evidence is exact only for additive poolings and 'average' with a classifier; "
                 f"this network has pooling {self.config.pooling!r} and {self.num_classes} classes"
             )
         return self._evidence(pooled)

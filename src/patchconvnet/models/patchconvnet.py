@@ -44,14 +44,16 @@ class PatchConvNetConfig:
     layer_scale: initial value of the layer scales; None or 0 leaves the trunk without them (`timm.create_model` takes
         None for "not said", so give it 0).
     pooling: "class_attention" (paper), "class_attention_multi" (paper, a class token per class), "keras" (the example),
-        "additive" (exact evidence per class), "additive_multi" (the same with a query per class), "average", or "none"
-        (no pooling and no classifier: the network returns its patches).
+        "additive" (exact evidence per class), "additive_multi" (the same with a query per class),
+        "additive_sliced" (the same with several queries, each of which weighs a slice of the channels), "average", or
+        "none" (no pooling and no classifier: the network returns its patches).
     pooling_norm: normalisation of the patches that "additive", "additive_multi" and "average" pool; "same" is `norm`.
         "layer" makes all patches equally long, so that choosing between them is left to the attention.
     mlp_ratio: hidden width of the class attention's MLP.
     num_heads, depth_token_only: heads and blocks of the class attention, under the names of the paper's code. Weights
         of any number of heads have the same shapes: with another number than they were trained with, they load without
         complaint and answer wrongly.
+    num_queries: of "additive_sliced"; must divide embed_dim.
     drop_rate, attn_drop_rate, drop_path_rate: dropout in the pooling head's MLP or on its vector; on the attention
         weights; stochastic depth, the same in every block.
     init: "paper" (truncated normal 0.02) or "keras" (Glorot uniform).
@@ -81,6 +83,7 @@ class PatchConvNetConfig:
     mlp_ratio: float = 3.0
     num_heads: int = 1
     depth_token_only: int = 1
+    num_queries: int = 16
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -167,6 +170,7 @@ class PatchConvNet(AttentionClassifier):
             layer_scale=1.0 if c.layer_scale is None else c.layer_scale,
             num_heads=c.num_heads,
             depth=c.depth_token_only,
+            num_queries=c.num_queries,
             attn_drop=c.attn_drop_rate,
             drop=c.drop_rate,
         )

@@ -24,7 +24,14 @@ from patchconvnet.errors import UserError
 from patchconvnet.models.layers import NORM_EPS, ActName, NormName, act_layer, norm_layer, patch_mean
 
 PoolingName = Literal[
-    "class_attention", "class_attention_multi", "keras", "additive", "additive_multi", "average", "none"
+    "class_attention",
+    "class_attention_multi",
+    "keras",
+    "additive",
+    "additive_multi",
+    "additive_sliced",
+    "average",
+    "none",
 ]
 Classify = Callable[[Tensor], Tensor]  # pooled vector (B, C) or (B, K, C) → logits (B, K)
 
@@ -101,6 +108,7 @@ def build_pooling(
     layer_scale: float = 1e-4,
     num_heads: int = 1,
     depth: int = 1,
+    num_queries: int = 16,
     attn_drop: float = 0.0,
     drop: float = 0.0,
 ) -> Pooling:
@@ -119,6 +127,8 @@ def build_pooling(
         return KerasPooling(dim, act=act, attn_drop=attn_drop, drop=drop)
     if name == "average":
         return AveragePooling(dim, norm=norm, drop=drop)
+    if name == "additive_sliced":
+        return SlicedPooling(dim, num_queries, norm=norm, attn_drop=attn_drop, drop=drop)
     return AdditivePooling(dim, num_classes, norm=norm, attn_drop=attn_drop, drop=drop)
 
 
@@ -425,6 +435,57 @@ class AdditivePooling(Pooling):
         weights = (tokens @ (self.query * self.scale).mT).mT.softmax(-1)  # (B, Q, N)
         vector = self.drop(self.attn_drop(weights) @ tokens)  # (B, Q, C)
         return Pooled(vector if self.class_wise else vector[:, 0], weights.unflatten(-1, (h, w)), values)
+
+
+class SlicedPooling(Pooling):
+    """Additive pooling with several queries, each of which weighs an equal slice of the channels.
+
+    Query q looks at whole patches, a_q = softmax(t·q/√C), and pools its slice of them: the vector is the slices
+    Σᵢ a_qi·t_iq side by side, and logit_k = b_k + Σᵢ Σ_q a_qi·⟨w_kq, t_iq⟩ exactly. The attention map is the mean of
+    the queries', ā; with values t_iq·a_qi/āᵢ the vector is Σ āᵢ·valuesᵢ, as in every additive pooling.
+
+    Args:
+        dim: channels C.
+        num_queries: queries Q; must divide C.
+        norm, attn_drop, drop: as in `AdditivePooling`.
+
+    Raises:
+        UserError: the channels can't be divided into as many slices.
+
+    Source: Psomas et al. 2025, "Attention, Please! Revisiting Attentive Probing for Masked Image Modeling", arXiv
+    2506.10178, without its value projection, which the classifier can do.
+    """
+
+    additive = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_queries: int = 16,
+        *,
+        norm: NormName | Literal["none"] = "layer",
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ):
+        super().__init__()
+        if dim % num_queries:
+            raise UserError(f"{dim} channels can't be cut into {num_queries} equal slices; choose another num_queries")
+        self.scale = 1 / math.sqrt(dim)
+        self.norm = norm_layer(norm, dim)
+        self.query = nn.Parameter(torch.zeros(num_queries, dim))
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, patches: Tensor) -> Pooled:
+        tokens = self.norm(patches)  # (B, h, w, C)
+        scores = tokens.flatten(1, 2) @ (self.query * self.scale).mT  # (B, N, Q)
+        weights = scores.softmax(1).unflatten(1, patches.shape[1:3])  # (B, h, w, Q)
+        slices = tokens.unflatten(-1, (len(self.query), -1))  # (B, h, w, Q, C/Q)
+        vector = self.drop((self.attn_drop(weights)[..., None] * slices).sum((1, 2)).flatten(1))  # (B, C)
+        mean = weights.mean(-1, keepdim=True)
+        # where the mean is 0, so are all weights
+        ratio = weights / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+        return Pooled(vector, mean.movedim(-1, 1), (ratio[..., None] * slices).flatten(-2))
 
 
 class AveragePooling(Pooling):

@@ -34,6 +34,7 @@ from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.launch import Hardware, agreed, is_sharded, launch
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.optimization import build_optimizer, warmup_cosine, warmup_linear
+from patchconvnet.training.probing import FEATURES_FILE, probe
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import Resume, RunFolder
@@ -62,10 +63,14 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
         UserError: a mistake in the recipe, the data or the run folder; a full disk; a loss that is not a number.
     """
     fabric = launch(hardware or Hardware(), recipe, run)
-    folder = RunFolder(Path(fabric.broadcast(str(run))))
+    folder = RunFolder(Path(fabric.broadcast(str(run))), FEATURES_FILE if recipe.method == "probe" else "last.ckpt")
     with agreed(fabric):
         if fabric.is_global_zero:
             folder.open(recipe, resume)
+    if recipe.method == "probe":
+        if fabric.world_size > 1:
+            raise UserError("method 'probe' runs on one device; leave out --devices and --nodes, or use method 'train'")
+        return probe(recipe, folder, fabric.device)
     return _Training(fabric, recipe, folder).run()
 
 

@@ -1,8 +1,8 @@
 """The head of a frozen backbone: logistic regression on averaged patches, then queries that learn where to look.
 
-Each query weighs an equal slice of the channels (Psomas et al. 2025, "Attention, Please! Revisiting Attentive Probing for
-Masked Image Modeling", arXiv 2506.10178, without its projections), so logit_k − b_k = Σᵢ Σ_q a_qi·⟨w_kq, x_iq⟩ stays exact.
-With queries at zero it is the logistic regression; they stay there unless the validation images say otherwise.
+Each query weighs an equal slice of the channels (`SlicedPooling`, after Psomas et al. 2025, arXiv 2506.10178), so
+logit_k − b_k = Σᵢ Σ_q a_qi·⟨w_kq, x_iq⟩ stays exact. With queries at zero it is the logistic regression; they stay
+there unless the validation images say otherwise.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class ProbeHead:
     """What was fitted.
 
     Attributes:
-        weight: (K, C) of the linear classifier on the pooled patches.
+        weight: (K, C') of the linear classifier on the pooled patches.
         bias: (K,).
         queries: (Q, C), or zeros where uniform attention did better.
         penalty: of the squared weights, as chosen.
@@ -55,6 +55,7 @@ def fit_probe(
     num_classes: int,
     queries: int,
     *,
+    neck: Callable[[Tensor], Tensor] = lambda vector: vector,
     class_weights: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
@@ -69,21 +70,22 @@ def fit_probe(
         validation_labels: (M,).
         num_classes: K.
         queries: Q; must divide C. 0 keeps attention uniform.
+        neck: what the network does to a pooled vector (B, C) before its classifier reads it, (B, C').
         class_weights: (K,) of the loss, for uneven classes.
         penalties: to choose from.
         seed: of the order and the dropout.
         on_step: called with the share of the work done, now and then.
     """
-    views, count, _, channels = train.shape
+    views, channels = len(train), train.shape[-1]
     flat = train.flatten(0, 1)  # (V·N, P, C)
     targets = labels.repeat(views)
-    averages = _averages(flat)
+    averages = _averages(flat, neck)
     mean, scale = averages.mean(0), averages.std().clamp_min(1e-6)
-    held_out = (_averages(validation) - mean) / scale
+    held_out = (_averages(validation, neck) - mean) / scale
     averages = (averages - mean) / scale
     report = on_step or (lambda share: None)
 
-    weight, bias = averages.new_zeros(num_classes, channels), averages.new_zeros(num_classes)
+    weight, bias = averages.new_zeros(num_classes, averages.shape[1]), averages.new_zeros(num_classes)
     best: tuple[float, float, Tensor, Tensor] | None = None
     for i, penalty in enumerate(sorted(penalties, reverse=True)):  # each starts from the stronger one's solution
         weight, bias = _logistic_regression(averages, targets, weight, bias, penalty, class_weights)
@@ -96,10 +98,10 @@ def fit_probe(
     loss, query = average_loss, averages.new_zeros(max(queries, 1), channels)
     if queries:
         refined = _attend(
-            flat, targets, weight, bias, query, mean, scale, penalty, class_weights, seed,
+            flat, targets, neck, weight, bias, query, mean, scale, penalty, class_weights, seed,
             lambda share: report(0.5 + 0.5 * share),
         )  # fmt: skip
-        pooled = torch.cat([sliced_attention(part.float(), refined[2]) for part in validation.split(_BATCH)])
+        pooled = torch.cat([neck(sliced_attention(part.float(), refined[2])) for part in validation.split(_BATCH)])
         attended = (pooled - mean) / scale @ refined[0].mT + refined[1]
         attended_loss = F.cross_entropy(attended, validation_labels, class_weights).item()
         if attended_loss < average_loss:
@@ -108,8 +110,8 @@ def fit_probe(
     return ProbeHead(weight / scale, bias - weight @ (mean / scale), query, penalty, loss, average_loss)
 
 
-def _averages(patches: Tensor) -> Tensor:
-    return torch.cat([part.float().mean(1) for part in patches.split(_BATCH)])
+def _averages(patches: Tensor, neck: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat([neck(part.float().mean(1)) for part in patches.split(_BATCH)])
 
 
 def _logistic_regression(
@@ -124,13 +126,14 @@ def _logistic_regression(
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]  # torch's type asks for a float
+    optimizer.step(loss)
     return weight.detach(), bias.detach()
 
 
 def _attend(
     patches: Tensor,
     labels: Tensor,
+    neck: Callable[[Tensor], Tensor],
     weight: Tensor,
     bias: Tensor,
     queries: Tensor,
@@ -156,7 +159,7 @@ def _attend(
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         for places in torch.randperm(len(labels), generator=generator).split(batch)[:per_epoch]:
-            pooled = (sliced_attention(patches[places].float(), queries) - mean) / scale
+            pooled = (neck(sliced_attention(patches[places].float(), queries)) - mean) / scale
             kept = torch.rand(pooled.shape, generator=generator) >= ATTENTION_DROPOUT
             logits = pooled * kept.to(pooled) / (1 - ATTENTION_DROPOUT) @ weight.mT + bias
             loss = F.cross_entropy(logits, labels[places], class_weights) + penalty * weight.square().sum()

@@ -6,6 +6,7 @@ The recipe's `method: probe`. Minutes become seconds: the backbone runs forward 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchconvnet._version import __version__
 from patchconvnet.data.augmentation import Augmentation
@@ -54,7 +55,9 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
     console = Console(highlight=False)
     data = load_data(recipe, show_progress=True)
     train = data.require("train")
-    model = build_model(recipe, len(data.class_names)).to(device, memory_format=torch.channels_last).eval()
+    recipe = _with_pooling(recipe)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, len(data.class_names)).to(device).eval().requires_grad_(False)
     console.print(
         f"{recipe.model.name} ({sum(p.numel() for p in model.parameters()):,} parameters, frozen but for its head) on "
         f"{data.name}: {len(train):,} images, {len(data.class_names)} classes, "
@@ -65,16 +68,28 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
         features = _features(model, recipe, data, folder, device, bar)
         computed = time.perf_counter()
         fitting = bar.add_task("fitting the head", total=1.0)
-        head = _fit(features, recipe, len(data.class_names), lambda share: bar.update(fitting, completed=share))
+        model.cpu()
+        head = _fit(model, features, recipe, lambda share: bar.update(fitting, completed=share))
     fitted = time.perf_counter()
     install(model, head)
+    model.to(device)
     console.print(
-        f"features {computed - started:.1f} s, head {fitted - computed:.1f} s: penalty {head.penalty:g}, validation loss "
-        f"{head.loss:.4f} with attention" + (f", {head.loss_of_average:.4f} without" if head.queries.any() else " uniform"),
+        f"features {computed - started:.1f} s, head {fitted - computed:.1f} s: penalty {head.penalty:g}, validation "
+        f"loss {head.loss:.4f} with attention"
+        + (f", {head.loss_of_average:.4f} without" if head.queries.any() else " uniform"),
         soft_wrap=True,
     )
     _keep(model, recipe, data, folder, device, head, console, started)
     return folder.best
+
+
+def _with_pooling(recipe: Recipe) -> Recipe:
+    """The recipe with the pooling that is fitted, where its model is not a folder that has one already."""
+    if Path(recipe.model.name).is_dir():
+        return recipe
+    queries = recipe.probe.queries
+    pooling = {"pooling": "additive_sliced", "num_queries": queries} if queries else {"pooling": "additive"}
+    return replace(recipe, model=replace(recipe.model, options={**recipe.model.options, **pooling}))
 
 
 def install(model: AttentionClassifier, head: ProbeHead) -> None:
@@ -86,7 +101,10 @@ def install(model: AttentionClassifier, head: ProbeHead) -> None:
         model.get_parameter("pooling.query").copy_(head.queries)
 
 
-def _fit(features: dict[str, Tensor], recipe: Recipe, num_classes: int, on_step: Callable[[float], None]) -> ProbeHead:
+def _fit(
+    model: AttentionClassifier, features: dict[str, Tensor], recipe: Recipe, on_step: Callable[[float], None]
+) -> ProbeHead:
+    num_classes = model.num_classes
     train, labels = features["train"], features["train_labels"]
     if "validation" in features:
         validation, validation_labels = features["validation"], features["validation_labels"]
@@ -100,8 +118,8 @@ def _fit(features: dict[str, Tensor], recipe: Recipe, num_classes: int, on_step:
     if recipe.probe.balanced:
         weights = counts.sum() / (num_classes * counts.clamp_min(1))
     return fit_probe(
-        train, labels, validation, validation_labels, num_classes, recipe.probe.queries, class_weights=weights,
-        seed=recipe.seed, on_step=on_step,
+        train, labels, validation, validation_labels, num_classes, recipe.probe.queries, neck=model.neck,
+        class_weights=weights, seed=recipe.seed, on_step=on_step,
     )  # fmt: skip
 
 
@@ -109,7 +127,7 @@ def _features(
     model: AttentionClassifier, recipe: Recipe, data: DataSplits, folder: RunFolder, device: torch.device, bar: Progress
 ) -> dict[str, Tensor]:
     """By split, patches (V, N, P, C) or (N, P, C) in bfloat16 on the CPU, and labels (N,)."""
-    file = folder.path / FEATURES_FILE
+    file = folder.checkpoint
     if file.is_file():
         return load_file(file)
     train, validation = data.require("train"), data.validation
@@ -139,6 +157,7 @@ def _features(
         if validation is not None:
             features["validation"], features["validation_labels"] = collect(_plain(validation, recipe, device))
     with folder.writing():
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, lambda part: save_file(features, part))
     return features
 
@@ -148,7 +167,8 @@ def _patches(model: AttentionClassifier, images: Tensor, device: torch.device) -
     images = images.to(memory_format=torch.channels_last)
     with _autocast(device):
         features = model.forward_features(images)  # (B, C, h, w)
-    return features.flatten(2).mT.to("cpu", torch.bfloat16).contiguous()
+        tokens = model.pooling.norm(features.permute(0, 2, 3, 1))  # type: ignore[operator]  # (B, h, w, C)
+    return tokens.flatten(1, 2).to("cpu", torch.bfloat16)
 
 
 def _autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -219,8 +239,3 @@ def _keep(
     with folder.writing():
         model.cpu().save_pretrained(folder.best, dtype="float16" if recipe.half_weights else "float32")
     console.print(f"model folder: {folder.best}", soft_wrap=True)
-
-
-def is_frozen_head(model: nn.Module) -> bool:
-    """Whether a network's head is one that a probe can fit: additive attention in front of a linear classifier."""
-    return bool(getattr(model, "has_exact_evidence", False)) and hasattr(getattr(model, "pooling", None), "query")

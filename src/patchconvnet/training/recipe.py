@@ -146,6 +146,21 @@ class MonitorOptions:
 
 
 @dataclass(frozen=True)
+class ProbeOptions:
+    """What `method: probe` fits on the frozen backbone's patches.
+
+    Args:
+        views: of each training image: itself, and as the augmentation changes it. The backbone runs once for each.
+        queries: that learn where to look, each for an equal slice of the channels; 0 keeps attention uniform.
+        balanced: weigh each class's images so that all classes count alike.
+    """
+
+    views: int = 4
+    queries: int = 16
+    balanced: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training.
 
@@ -157,6 +172,9 @@ class Recipe:
         optimization: how the weights move.
         progressive: smaller images in the first epochs.
         monitor: the attention figures drawn while training.
+        method: "train" all weights by gradient descent, or "probe": the backbone is frozen, pooling and classifier are
+            fitted to its patches, in seconds.
+        probe: of `method: probe`.
         epochs: times that the training set is gone through.
         batch_size: images in a step, over all devices.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
@@ -172,6 +190,8 @@ class Recipe:
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     progressive: ProgressiveOptions = field(default_factory=ProgressiveOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    method: Literal["train", "probe"] = "train"
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
     epochs: int = 10
     batch_size: int = 128
     precision: Precision = "auto"
@@ -185,6 +205,7 @@ class Recipe:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "monitor.images": self.monitor.images,
+            "probe.views": self.probe.views,
             "optimization.accumulate": o.accumulate,
         }
         for name, value in at_least_one.items():
@@ -193,6 +214,7 @@ class Recipe:
         not_negative = {
             "seed": self.seed,
             "monitor.every": self.monitor.every,
+            "probe.queries": self.probe.queries,
             "data.memory_gb": self.data.memory_gb,
             "data.workers": self.data.workers,
             "optimization.weight_decay": o.weight_decay,

@@ -36,11 +36,12 @@ class RunFolder:
 
     Args:
         path: the folder; need not exist.
+        checkpoint: name of the file by which a run is gone on with.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, checkpoint: str = "last.ckpt"):
         self.path = path
-        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.checkpoint = path / "checkpoints" / checkpoint
         self.best = path / "best"
         self.attention = path / "attention"
         self.curves = path / "curves.png"

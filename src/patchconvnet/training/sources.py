@@ -12,8 +12,9 @@ from patchconvnet.data import datasets
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import DataSplits, ImageFiles, Split, in_batches
 from patchconvnet.errors import UserError
-from patchconvnet.models import AttentionClassifier, load, with_attention_pooling
+from patchconvnet.models import AttentionClassifier, imagenet, load, with_attention_pooling
 from patchconvnet.models.stem import PooledStem
+from patchconvnet.models.weights import shipped_models
 from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -56,7 +57,7 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
 
 def _build(recipe: Recipe, num_classes: int) -> AttentionClassifier:
     m = recipe.model
-    if Path(m.name).is_dir():
+    if Path(m.name).is_dir() or "/" in m.name or m.name in (imagenet.NAME, *shipped_models()):  # they bring weights
         model = load(m.name, **m.options)
         if model.num_classes != num_classes:
             model.reset_classifier(num_classes)
@@ -91,7 +92,7 @@ def whiten(
     Raises:
         UserError: the network has no pooled stem.
     """
-    if recipe.model.pretrained or Path(recipe.model.name).is_dir():
+    if recipe.model.pretrained or Path(recipe.model.name).is_dir() or recipe.model.name in shipped_models():
         return
     stem = getattr(model, "stem", None)
     if not isinstance(stem, PooledStem):

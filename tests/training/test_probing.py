@@ -1,0 +1,61 @@
+"""A probe's run folder: a head fitted in seconds on a backbone that stays as it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import MICRO, kept, run
+
+from patchconvnet import UserError, explain, load
+from patchconvnet.training.launch import Hardware
+from patchconvnet.training.loop import train
+from patchconvnet.training.probing import FEATURES_FILE
+from patchconvnet.training.recipe import ProbeOptions, read_recipe
+from patchconvnet.training.sources import build_model
+
+PROBE = replace(MICRO, method="probe", probe=ProbeOptions(views=2, queries=4))
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(PROBE, tmp_path_factory.mktemp("probe") / "run")
+
+
+def test_the_head_is_fitted_and_the_backbone_is_not(probed: Path) -> None:
+    model, weights = load(probed / "best"), kept(probed)
+    assert model.metadata.metrics["test"]["top1"] > 0.3  # of a trunk that was never trained; chance is 0.1
+    assert model.config.pooling == "additive_sliced"
+    torch.manual_seed(PROBE.seed)
+    for name, value in build_model(PROBE, 10).state_dict().items():
+        if name.startswith(("stem.", "trunk.")):
+            assert torch.equal(weights[name], value), name
+
+
+def test_its_evidence_is_exact(probed: Path) -> None:
+    model = load(probed / "best")
+    explanation = explain(model, torch.rand(3, 16, 16))
+    assert explanation.exact
+    assert max(map(abs, explanation.remainder.values())) < 1e-4
+
+
+def test_features_are_computed_once(probed: Path) -> None:
+    features = load_file(probed / "checkpoints" / FEATURES_FILE)
+    assert features["train"].shape[:2] == (2, 397)
+    stamp = (probed / "checkpoints" / FEATURES_FILE).stat().st_mtime_ns
+    before = kept(probed)
+    run(PROBE, probed, resume="auto")
+    assert (probed / "checkpoints" / FEATURES_FILE).stat().st_mtime_ns == stamp
+    for name, value in kept(probed).items():
+        assert torch.equal(value, before[name])
+
+
+def test_features_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
+    recipe = replace(PROBE, data=replace(PROBE.data, memory_gb=1e-6))
+    with pytest.raises(UserError, match=r"data\.memory_gb is 1e-06; raise it, lower probe\.views"):
+        train(recipe, tmp_path / "run", hardware=Hardware("cpu"))
+
+
+def test_the_shipped_recipe_is_a_probe() -> None:
+    assert read_recipe("probe").method == "probe"
