@@ -68,7 +68,7 @@ BEGIN, END = "<!-- ablations: made by benchmarks/ablations.py -->", "<!-- end of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to; without it the table is made again")
+    parser.add_argument("--root", help="where CIFAR-10 is or is downloaded to; without it the table is made again")
     parser.add_argument("--recipe", default="cifar10_10min")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)

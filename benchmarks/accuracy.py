@@ -2,10 +2,9 @@
 
     python benchmarks/accuracy.py --root DATA cifar10_10min cifar10_default [--seeds 3] [--out runs/accuracy]
 
-Runs `patchconvnet train` for each recipe and seed, goes on where it was interrupted, and writes the table between
-the page's `<!-- accuracy … -->` marks from docs/benchmarks/accuracy.json, where recipes that are not run keep what they
-have.
-Seconds are those of the whole command, from its start to the test figure (an interrupted run: of its training alone).
+Runs `patchconvnet train` for each recipe and seed; interrupted, the same command goes on where it stopped. The page's
+table is written from docs/benchmarks/accuracy.json, where recipes that are not run keep their results. Seconds are
+those of the whole command, from its start to the test result (an interrupted run: of its training alone).
 """
 
 import argparse
@@ -46,10 +45,10 @@ BEGIN, END = "<!-- accuracy: made by benchmarks/accuracy.py -->", "<!-- end of a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", help="shipped recipes; none: only the table is made again")
-    parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--root", help="where CIFAR-10 is or is downloaded to")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0, help="beyond 0: seeds in addition to those of the table")
-    parser.add_argument("--epochs", type=int, help="another number than the recipe's, as a row of its own")
+    parser.add_argument("--epochs", type=int, help="another number than the recipe's, in a separate row")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     a = parser.parse_args()
     kept = RESULTS / "accuracy.json"

@@ -4,8 +4,8 @@
 
 A division sets 270 of the 1,797 images aside for testing and 270 for validation, by which the recipe keeps its best
 epoch. The classifiers see the 8×8 values as they are, 0 to 16; their settings are scikit-learn's defaults but for the
-support vectors' γ, that of its example on these digits. Nothing is chosen for them, so they leave the validation
-images alone. Goes on where it was interrupted.
+support vectors' γ, that of its example on these digits. Nothing is chosen for them, so they do not use the
+validation images. Interrupted, the same command goes on where it stopped.
 """
 
 import argparse

@@ -6,7 +6,7 @@ The recipe is `keras_example`, its images random ones of CIFAR-10's size in a fo
 steps is reading, augmentation, metrics, the learning rate, progress; at an epoch's end validation (its forward passes
 counted at their bare time too), TensorBoard's curves, attention figures (every epoch here, every fifth in the recipe),
 table, checkpoint and, where it is the best, the model folder. These ends weigh 312 / steps times as much as with the
-example's 312 steps. Bare steps and trainings take turns, and each training is held against the bare steps just before
+example's 312 steps. Bare steps and trainings alternate, and each training is compared with the bare steps just before
 and after it: over minutes a machine drifts by more than what the command adds.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/example_inference.py [--keras-python PATH]
 
-Ours is `model.fuse("auto")` under `torch.inference_mode()`; float32 and the network as it was trained run beside it.
+Ours is `model.fuse("auto")` under `torch.inference_mode()`; float32 and the unfused network are timed too.
 """
 
 import time

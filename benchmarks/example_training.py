@@ -2,7 +2,7 @@
 
     python benchmarks/example_training.py [--keras-python PATH] [--compile]
 
-A step is forward, loss, backward and optimizer on a batch that lies ready, as `patchconvnet train` does it.
+A step is forward, loss, backward and optimizer on a batch already in memory, as `patchconvnet train` does it.
 """
 
 import time

@@ -2,7 +2,7 @@
 
     python benchmarks/faithfulness.py --root DATA [--out runs/trust] [--measures road …]
 
-Resumable; prints the tables. Named measures are measured alone, in a folder that no other measures share.
+Resumable; prints the tables. Named measures are measured alone, in a separate folder.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--root", required=True, help="where CIFAR-10 is or is downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/heads"))
     parser.add_argument("--recipe", default="cifar10_10min")
     parser.add_argument("--epochs", type=int, default=3)

@@ -3,7 +3,7 @@
     python benchmarks/image_size.py
 
 The exponent is the slope of log time (or memory) over log pixels: 1 is linear. Memory is what a forward pass adds to
-the process at its peak, in a process of its own for each network, which goes from small images to large.
+the process at its peak, in a separate process for each network, from small images to large.
 """
 
 import ctypes

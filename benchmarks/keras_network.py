@@ -1,6 +1,6 @@
-"""The Keras example's network in Keras 3 on TensorFlow, in a process of its own, to race against.
+"""The Keras example's network in Keras 3 on TensorFlow, in a separate process, to compare with.
 
-Written for the benchmark after the example's description (A. R. Gosthipaty, keras.io 2022), each block with its own
+Written for the benchmark after the example's description (A. R. Gosthipaty, keras.io 2022), each block with separate
 weights. Run by a Python that has Keras; `KerasNetwork` in `keras_process.py` talks to it over its standard input and
 output: a line `mode call count` gets a line with the seconds of each call.
 

@@ -1,4 +1,4 @@
-"""The Keras side of a race: a process of another Python that does as it is told (see `keras_network.py`)."""
+"""The Keras side of a comparison: a process of another Python, told what to time (see `keras_network.py`)."""
 
 import argparse
 import json
@@ -47,7 +47,7 @@ class KerasNetwork:
 
     def _answer(self, word: str) -> Any:
         assert self.process.stdout is not None
-        for line in self.process.stdout:  # Keras may have something of its own to say in between
+        for line in self.process.stdout:  # Keras may print something in between
             if line.startswith(word + " "):
                 return json.loads(line.removeprefix(word))
         raise SystemExit(f"the Keras process ended with {self.process.wait()} before it answered")

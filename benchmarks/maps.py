@@ -3,7 +3,7 @@
     python benchmarks/maps.py
 
 Evidence of the additive head comes with the forward pass; of the other heads it is first order, which takes a backward
-pass through the head for each class (`explain.evidence.look`).
+pass through the head for each class (`explanation.evidence.look`).
 """
 
 from collections.abc import Callable

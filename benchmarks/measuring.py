@@ -1,7 +1,7 @@
-"""How everything here is timed: side by side in one run, round after round, so that a busy machine slows both sides.
+"""How everything here is timed: alternately in one run, round after round, so that a busy machine slows both sides.
 
 A script prints one JSON object: its rows of the table of aims, each contender's seconds, facts, versions and machine.
-`run_all.py` runs the scripts and writes the tables.
+`run_all.py` runs the scripts and writes the table.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def seconds(times: Times) -> dict[str, float]:
 
 
 def matrix_product(dtype: torch.dtype, size: int = 2048) -> tuple[Callable[[], Any], int]:
-    """A product of two square matrices to race against, and its operations (multiplications and additions apart)."""
+    """A product of two square matrices to compare with, and its operations (multiplications and additions apart)."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2 * size**3

@@ -4,8 +4,8 @@
 
 Reads a subset of the Oxford-IIIT Pet data (Parkhi et al. 2012) as a Parquet file with the columns name, species, image
 and trimap (1: animal, 2: background, 3: border, which is counted as animal); needs `pip install pyarrow`. A network
-that has learned CIFAR-10, by default the one that ships with the package, goes on learning on 55 % of the photographs,
-the epoch is chosen on 15 %, and accuracy and maps are measured on the other 30 %, once for each seed. Everything is
+trained on CIFAR-10, by default the one that ships with the package, is fine-tuned on 55 % of the photographs, the
+epoch is chosen on 15 %, and accuracy and maps are measured on the other 30 %, once for each seed. Everything is
 resumable. Prints mean ± standard deviation over the seeds.
 """
 

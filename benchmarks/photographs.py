@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="cifar10")
-    parser.add_argument("--root", help="where CIFAR-10 lies or is downloaded to")
+    parser.add_argument("--root", help="where CIFAR-10 is or is downloaded to")
     a = parser.parse_args()
     entries = json.loads((a.folder / "manifest.json").read_text())
     labelled = [(entry["file"], entry["cifar10"]) for entry in entries if entry.get("cifar10")]

@@ -1,4 +1,4 @@
-"""The paper's S60 the way its published code computes it, to race against: eager, channels-first, float32.
+"""The paper's S60 the way its published code computes it, to compare with: eager, channels-first, float32.
 
 Written for the benchmark after the paper and its code's structure (Touvron et al. 2021; facebookresearch/deit): patches
 travel as (B, N, C), every block turns them to (B, C, h, w) for its convolutions and back, 1×1 convolutions are

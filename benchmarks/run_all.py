@@ -65,7 +65,7 @@ def replace_between(page: Path, begin: str, end: str, made: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Atomic: the file is complete or as it was."""
     write_atomic(path, lambda part: part.write_text(text))
 
 

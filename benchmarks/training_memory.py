@@ -2,7 +2,7 @@
 
     python benchmarks/training_memory.py [--batch 32]
 
-Each in a process of its own: two steps with AdamW, then the process' largest resident size, less what it had before the
+Each in a separate process: two steps with AdamW, then the process' largest resident size, less what it had before the
 first step (libraries and weights).
 """
 
