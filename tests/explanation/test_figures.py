@@ -312,3 +312,12 @@ def test_a_font_that_has_the_glyph_takes_over(fonts):
     assert lettering.families("cat") == ["cmss10"]
     assert lettering.families("кот") == ["cmss10", "DejaVu Sans"]
     assert lettering.readable("кот", "class 3") == "кот"
+
+
+def test_other_letters_change_neither_panels_nor_order(fonts):
+    before = {name: panels(FIGURES[name]()).tobytes() for name in ("explanation", "certainty_sheet")}
+    fonts("DejaVu Serif")
+    for name, stored in before.items():
+        figure = FIGURES[name]()
+        assert panels(figure).tobytes() == stored
+        assert collisions(figure) == []

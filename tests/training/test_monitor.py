@@ -171,3 +171,39 @@ def test_a_long_run_makes_an_animation_of_limited_length(tmp_path: Path, monkeyp
     figure, animation = monitor.draw_evolution(model)
     assert figure.is_file()
     assert frames(animation) == 3
+
+
+def test_evidence_is_drawn_where_attention_is_nearly_uniform(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(MICRO, 10)
+    monitor = AttentionMonitor(digits(), MICRO.preprocessing, MICRO.monitor, tmp_path, 0)
+    for epoch, spread in enumerate((0.0, 0.0, 500.0)):
+        torch.nn.init.normal_(model.get_parameter("pooling.query"), std=spread)
+        monitor.draw(model, epoch, CPU)
+        figure, _ = monitor.draw_evolution(model)
+        if epoch == 1:
+            as_evidence = figure.read_bytes()
+    assert [path.name for path in sorted(tmp_path.glob("evidence_*"))] == ["evidence_00001.npy", "evidence_00002.npy"]
+    assert len(list(tmp_path.glob("maps_*"))) == 3
+    evidence = np.load(tmp_path / "evidence_00002.npy")
+    torch.nn.init.zeros_(model.get_parameter("pooling.query"))
+    with torch.no_grad():
+        images = MICRO.preprocessing.batch(digits().images[monitor.indices])
+        logits, _, all_of_it = model.eval()(images, return_evidence=True)
+    np.testing.assert_allclose(evidence, all_of_it[range(len(images)), logits.argmax(1)], atol=1e-6)
+    # one epoch had a map to show, so all are shown as attention
+    assert figure.read_bytes() != as_evidence
+    monitor.forget_after(1)
+    assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["evidence_00001.npy", "maps_00001.npy"]
+    monitor.draw_evolution(model)
+
+
+def test_first_order_heads_have_evidence_to_draw(tmp_path: Path) -> None:
+    recipe = micro(model={"options": {"pooling": "keras"}})
+    model = build_model(recipe, 10)
+    monitor = AttentionMonitor(digits(), recipe.preprocessing, recipe.monitor, tmp_path, 0)
+    monitor.draw(model, 0, CPU)
+    evidence = np.load(tmp_path / "evidence_00001.npy")
+    assert evidence.shape == np.load(tmp_path / "maps_00001.npy").shape
+    assert np.abs(evidence).max() > 0
+    assert not any(p.grad is not None for p in model.parameters())

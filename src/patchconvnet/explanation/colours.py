@@ -58,9 +58,10 @@ def unseen_colours(seen: np.ndarray) -> np.ndarray:
     if seen.all() or not seen.any():
         return rgba
     period = max(4, max(height, width) // 24)
-    diagonal = np.add.outer(np.arange(height), np.arange(width)) % period < max(1, period // 10)
-    rgba[~seen] = (88, 88, 88, 190)
-    rgba[~seen & diagonal] = (170, 170, 170, 190)
+    dark, light = np.array([[88, 88, 88, 190], [170, 170, 170, 190]], np.uint8)
+    stripes = np.where((np.arange(height + width) % period < max(1, period // 10))[:, None], light, dark)
+    hatched = np.lib.stride_tricks.sliding_window_view(stripes, (width, 4))[:height, 0]  # each row a pixel further
+    rgba[~seen] = hatched[~seen]
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     line = max(1, max(height, width) // 240)
     framed = np.zeros_like(seen)

@@ -271,7 +271,9 @@ class Maps:
         else:
             rgba = evidence_colours(placed, evidence_scale(values))
         seen = seen_pixels(self.geometry)
-        return Image.fromarray(np.where(seen[..., None], rgba, unseen_colours(seen)))
+        if not seen.all():
+            rgba[~seen] = unseen_colours(seen)[~seen]
+        return Image.fromarray(rgba)
 
     def attended(
         self, target: int | str | None = None, map: MapChoice = "auto", *, smoothing: Smoothing = "bilinear"
