@@ -89,6 +89,22 @@ def test_docstrings_describe_parameters_that_exist() -> None:
     assert not wrong
 
 
+def test_every_recipe_that_ships_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    recipes = [path.stem for path in (ROOT / "src" / "patchconvnet" / "recipes").glob("*.yaml")]
+    assert [name for name in recipes if f"[`{name}`](#{name})" not in page or f"recipes/{name}.yaml" not in page] == []
+
+
+def test_every_module_is_drawn_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "src" / "patchconvnet"
+    modules = [path.relative_to(package) for path in package.rglob("*.py") if path.name != "__init__.py"]
+    listed = ("metrics", "commands")  # whose modules are named without an ending
+    names = {path: rf"{path.stem}(\.py)?" if path.parent.name in listed else re.escape(path.name) for path in modules}
+    drawn = {path for path, name in names.items() if re.search(rf"(?<![\w/.]){name}(?!\w)", page)}
+    assert sorted(map(str, set(modules) - drawn)) == []
+
+
 @pytest.mark.slow
 def test_commands_use_options_that_exist() -> None:
     known: dict[str, set[str]] = {}
