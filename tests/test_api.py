@@ -93,7 +93,7 @@ def test_train_evaluate_and_audit_with_names_and_paths(images: Path, tmp_path: P
         evaluate(str(best), datasets.load(f"folder:{images}", test=0.4, seed=4))
     options = {"methods": ["evidence", "random"], "measures": ["deletion"], "limit": 3}
     with pytest.warns(UserWarning, match="divided otherwise than when the model was trained"):
-        audit(best, images, tmp_path / "audit", division={"seed": 4}, **options)
+        audit(best, images, tmp_path / "audit", data_seed=4, **options)
     assert (tmp_path / "audit" / "report.html").is_file()
     resumed = train(out=tmp_path / "run", resume="yes")
     assert resumed == best
@@ -116,8 +116,10 @@ def test_evaluate_takes_networks_and_loaded_data(model: PatchConvNet) -> None:
         (lambda m: evaluate("no_such_model", "digits"), "no_such_model"),
         (lambda m: evaluate(m, "cifar11"), "cifar10"),
         (lambda m: evaluate(m, "digits", split="tset"), "unknown split 'tset'"),
-        (lambda m: evaluate(m, "digits", tset=100), "unknown option 'tset'; .* Did you mean 'test'"),
-        (lambda m: evaluate(m, datasets.load("digits"), seed=1), "seed divide a data set that is given by name"),
+        (
+            lambda m: evaluate(m, datasets.load("digits"), data_seed=1),
+            "loaded already, .* divided again by seed",
+        ),
         (lambda m: evaluate(m, 3), "given data of type int"),
         (lambda m: evaluate(m, "digits", device="toaster"), "unknown device 'toaster'; known: auto, cpu"),
         (lambda m: evaluate(m, "digits", device="meta"), "unknown device 'meta'"),

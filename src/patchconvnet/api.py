@@ -3,7 +3,6 @@
 import difflib
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -46,8 +45,12 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 2,
     device: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    validation: float | None = None,
+    test: float | None = None,
+    data_seed: int | None = None,
+    strict: bool = False,
     show_progress: bool | None = None,
-    **division: Any,
 ) -> Evaluation:
     """How good a model is on labelled images: loss, top-1, top-5, calibration, per class, confusion.
 
@@ -64,8 +67,9 @@ def evaluate(
         workers: processes that read image files.
         device: cpu, cuda, mps or auto; by default where the model is, and the best there is for one given by name.
         show_progress: whether to draw a progress bar; by default in a terminal.
-        division: `validation`, `test`, `seed`, `root` and `strict` of a data set given by name, as for
-            `patchconvnet.data.datasets.load`. What is left out is as in the model's training, if it was on this data.
+        root, validation, test, data_seed, strict: where a data set given by name is kept, how it is divided, and
+            whether an unreadable image is an error, as for `patchconvnet.data.datasets.load`. The division is by
+            default that of the model's training, if it was on this data.
 
     Warns:
         UserWarning: the split may hold images that the model has learned.
@@ -81,7 +85,8 @@ def evaluate(
         20
     """
     network = _placed(model, device)
-    images, data_name, split = _split(data, split, network, division)
+    division = {"validation": validation, "test": test, "seed": data_seed}
+    images, data_name, split = _split(data, split, network, division, root, strict)
     check_class_names(network, images)
     preprocessing = _sized(network, preprocessing, size)
     with Progress(transient=True, disable=not _shown(show_progress)) as bar:
@@ -152,7 +157,11 @@ def audit(
     size: int | tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     device: str | None = None,
-    division: Mapping[str, Any] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    validation: float | None = None,
+    test: float | None = None,
+    data_seed: int | None = None,
+    strict: bool = False,
     show_progress: bool | None = None,
     **settings: Any,
 ) -> Audit:
@@ -166,8 +175,7 @@ def audit(
         boxes, masks: where the objects are: a CSV of boxes, a folder of masks.
         size: another network input, (height, width) or one number for a square.
         preprocessing: from image to network input; by default the model's own.
-        device: as for `evaluate`.
-        division: how a data set given by name is divided, as for `evaluate`.
+        device, root, validation, test, data_seed, strict: as for `evaluate`.
         show_progress: whether to draw a progress bar; by default in a terminal.
         settings: fields of `AuditSettings`: `limit=200`, `methods=["evidence", "gradcam"]`, …
 
@@ -185,7 +193,8 @@ def audit(
         raise UserError(f"audit has no setting {unknown[0]!r}; known: {', '.join(known)}.{_meant(unknown[0], known)}")
     chosen = AuditSettings(**settings)
     network = _placed(model, device)
-    images, data_name, split = _split(data, split, network, dict(division or {}))
+    division = {"validation": validation, "test": test, "seed": data_seed}
+    images, data_name, split = _split(data, split, network, division, root, strict)
     return audit_split(
         network,
         images,
@@ -207,21 +216,24 @@ def _placed(model: Model, device: str | None) -> nn.Module:
 
 
 def _split(
-    data: Data, split: SplitName | Literal["auto"], network: nn.Module, division: dict[str, Any]
+    data: Data,
+    split: SplitName | Literal["auto"],
+    network: nn.Module,
+    division: dict[str, Any],
+    root: str | os.PathLike[str] | None,
+    strict: bool,
 ) -> tuple[Split, str, SplitName]:
     """The images of a split, and what data set and split are called; warns if the network may have learned them."""
     provenance = getattr(getattr(network, "metadata", None), "provenance", None) or {}
     if isinstance(data, str | os.PathLike):
-        known = ("validation", "test", "seed", "root", "strict")
-        if unknown := [name for name in division if name not in known]:
-            hint = _meant(unknown[0], [*known, "batch_size", "mirror", "workers", "device", "split", "size"])
-            raise UserError(f"unknown option {unknown[0]!r}; a data set is divided by {', '.join(known)}.{hint}")
         name = data if isinstance(data, str) else f"folder:{os.fspath(data)}"
-        loaded = load_held_out(name, split, provenance, show_progress=_shown(None), **division)
-        name_of_split = chosen_split(loaded, split, provenance, root=division.get("root"))
+        loaded = load_held_out(
+            name, split, provenance, root=root, strict=strict, show_progress=_shown(None), **division
+        )
+        name_of_split = chosen_split(loaded, split, provenance, root=root)
         return loaded.require(name_of_split), loaded.name, name_of_split
-    if division:
-        raise UserError(f"{', '.join(division)} divide a data set that is given by name; this one is loaded already.")
+    if given := [name for name, value in division.items() if value is not None]:
+        raise UserError(f"this data set is loaded already, so it can't be divided again by {', '.join(given)}.")
     if isinstance(data, DataSplits):
         name_of_split = chosen_split(data, split, provenance)
         warn_if_learned(data, name_of_split, provenance)

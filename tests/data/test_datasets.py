@@ -182,7 +182,7 @@ def test_unknown_names_are_refused_in_words(
 
 
 def test_options_that_do_not_fit_are_refused_in_words(small_cifar: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cifar10 has a test set of its own"):
+    with pytest.raises(UserError, match="cifar10 has its own test set"):
         load("cifar10", test=0.1)
     with pytest.raises(UserError, match="validation is 20, which takes 20 of 20 images"):
         load("cifar10", root=tmp_path, validation=20)

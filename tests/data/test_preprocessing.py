@@ -187,6 +187,7 @@ def test_dict_round_trip_and_its_refusals() -> None:
         ({"size": (0, 48)}, "two whole numbers"),
         ({"size": (48.0, 48.0)}, "two whole numbers"),
         ({"size": 48}, "as a list"),
+        ({"size": (100_000, 100_000)}, "more than 64,000,000 pixels"),
         ({"resize": "squash"}, "known: stretch, crop, letterbox"),
         ({"interpolation": "lanczos"}, "known: bilinear, bicubic, nearest"),
         ({"resize": "crop", "crop_ratio": 1.5}, "at most 1"),

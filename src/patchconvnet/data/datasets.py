@@ -59,7 +59,7 @@ def load(
         return _digits(0.15 if validation is None else validation, 0.15 if test is None else test, seed)
     if name in ("cifar10", "cifar100"):
         if test is not None:
-            raise UserError(f"{name} has a test set of its own; leave test away.")
+            raise UserError(f"{name} has its own test set; do not give test.")
         return _cifar(name, root, 10_000 if validation is None else validation, download)
     close = difflib.get_close_matches(name, [known.removesuffix("PATH") for known in KNOWN], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

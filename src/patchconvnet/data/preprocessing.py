@@ -22,7 +22,7 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MOST_RESIZED = 64_000_000  # pixels of an image that is to be cut: 770 MB as float32 RGB
+MOST_RESIZED = 64_000_000  # pixels of a network input, or of an image that is to be cut: 770 MB as float32 RGB
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Preprocessing:
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         if len(self.size) != 2 or any(not isinstance(side, int) or side < 1 for side in self.size):
             raise UserError(f"preprocessing size is {self.size}; it must be two whole numbers, (height, width).")
+        if math.prod(self.size) > MOST_RESIZED:
+            raise UserError(
+                f"preprocessing size is {self.size}, more than {MOST_RESIZED:,} pixels; give a smaller one."
+            )
         for name, allowed in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"preprocessing {name} is {getattr(self, name)!r}; known: {', '.join(allowed)}.")
