@@ -26,7 +26,11 @@ def train(
     nodes: int | None = None,
     strategy: Literal["auto", "ddp", "fsdp"] = "auto",
 ) -> int:
-    """Train a network. Start from a recipe and change any field of it.
+    """Train a network on a folder of images, one folder a class; a recipe is chosen to fit them.
+
+      patchconvnet train my_images
+
+    Or start from a recipe and change any field of it:
 
       patchconvnet train --recipe digits
       patchconvnet train --recipe cifar10_default --epochs 5 --out runs/quick
@@ -68,7 +72,11 @@ def run(words: Sequence[str]) -> int:
     parser.add_function_arguments(train, skip={"recipe", "out", "resume"}, as_group=False)
     parser.hide({f.name for f in fields(Recipe)})
     parser.aliases = ALIASES
-    words = list(parser.normalised(words))
+    chosen: list[str] = []
+    if words and not words[0].startswith("-"):
+        folder, *words = words
+        chosen = _for_folder(folder)
+    words = [*chosen, *parser.normalised(words)]
     own = [word for word in words if word.startswith("--recipe=")]
     values = parser.parse_args([*(own or _recipe_of_run(words)), *(word for word in words if word not in own)])
     if values.out is None and values.resume != "no":
@@ -80,6 +88,17 @@ def run(words: Sequence[str]) -> int:
         out=values.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
         **{name: values[name] for name in ("resume", "device", "device_count", "nodes", "strategy")},
     )
+
+
+def _for_folder(folder: str) -> list[str]:
+    """The options that stand for a folder: a recipe that fits it, and what of that to change. Says what was found."""
+    from patchconvnet.training.choice import choose_recipe, look_over
+
+    overview = look_over(folder)
+    choice = choose_recipe(overview)
+    told = ", ".join(f"{name} {value}" for name, value in choice.changes.items() if name != "data.name")
+    print(f"{overview}\nrecipe {choice.recipe}{f' with {told}' if told else ''}: {choice.reason}", file=sys.stderr)
+    return [f"--recipe={choice.recipe}", *(f"--{name}={value}" for name, value in choice.changes.items())]
 
 
 def _recipe_of_run(words: Sequence[str]) -> list[str]:
