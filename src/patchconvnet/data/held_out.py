@@ -132,7 +132,7 @@ def _is_training_data(
 
 
 def _place(name: str, root: str | os.PathLike[str] | None = None) -> str:
-    """The name of a data set; of a folder, where it lies."""
+    """The name of a data set; of a folder, its full path."""
     if not name.startswith("folder:"):
         return name
     return "folder:" + str(Path(root or "", name.removeprefix("folder:")).expanduser().resolve())

@@ -1,4 +1,4 @@
-"""What a network says about an image, where it looked, and what spoke for it: records and figures."""
+"""What a network says about an image, with its attention and its evidence: records and figures."""
 
 from patchconvnet.explanation.explainer import explain
 from patchconvnet.explanation.explanation import Explanation

@@ -1,4 +1,4 @@
-"""`explain(model, images)` → `Explanation`: what a network says of an image, where it looked, and what spoke for it."""
+"""`explain(model, images)` → `Explanation`: what a network says about an image, with its attention and its evidence."""
 
 import math
 import os
@@ -63,7 +63,7 @@ def explain(
     refine: int = 0,
     name: str | Iterable[str] | None = None,
 ) -> Explanation | list[Explanation] | Iterator[Explanation]:
-    """What a network says about images, where it looked, and what spoke for it.
+    """What a network says about images: predictions, attention, and each patch's evidence for the classes.
 
     Args:
         model: a network with a pooling head of this package, on any device, whose mode is left as it was; or the name
