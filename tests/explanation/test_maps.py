@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made import bump, flat, made
+from made import bump, flat, made, words
 from PIL import Image
 
 from patchconvnet.data.preprocessing import Preprocessing
@@ -53,6 +53,7 @@ def test_several_queries_that_share_a_decision_are_shown_by_evidence():
     assert explanation.shown() == "evidence"
     np.testing.assert_allclose(explanation.map_for(), several.mean(0), rtol=1e-6)
     assert explanation.class_token_share == pytest.approx(0, abs=1e-6)
+    assert "3 queries share the attention" in words(explanation.figure(evidence=0))
 
 
 def test_contrast_is_against_the_likeliest_other_class():

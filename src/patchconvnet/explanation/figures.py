@@ -491,7 +491,9 @@ def _crops(e: Maps) -> bool:
 def _footnotes(e: Maps, kind: Kind, evidence: bool, width: float) -> list[str]:
     sentences: list[str] = []
     if kind == "evidence" and e.attention_is_flat:
-        sentences.append("Attention is nearly uniform here, so evidence is shown beside the image.")
+        shared = len(e.attention) > 1 and not e.class_wise
+        why = f"{len(e.attention)} queries share the attention" if shared else "Attention is nearly uniform here"
+        sentences.append(f"{why}, so evidence is shown beside the image.")
     if kind == "contrast" and e.runner_up is not None:
         sentences.append("Beside the image: evidence for the class less that for the likeliest other one.")
     if evidence:

@@ -1,4 +1,4 @@
-"""`Maps`: what a network said of an image, where it looked, and what spoke for it, as arrays and as overlays.
+"""`Maps`: a prediction for an image, the attention and the evidence behind it, as arrays and as overlays.
 
 Attention: Touvron et al. 2021, arXiv 2112.13692, section 3.2. Evidence: `patchconvnet.explanation.evidence`.
 """
@@ -137,7 +137,7 @@ class Maps:
         """
         return class_index(self.class_names, target)
 
-    # Where it looked, and what for
+    # Its maps
 
     @property
     def class_wise(self) -> bool:
