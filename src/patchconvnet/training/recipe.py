@@ -212,7 +212,6 @@ class Recipe:
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         not_negative = {
-            "seed": self.seed,
             "monitor.every": self.monitor.every,
             "probe.queries": self.probe.queries,
             "data.memory_gb": self.data.memory_gb,
@@ -222,6 +221,9 @@ class Recipe:
         for name, number in not_negative.items():
             if not 0 <= number < math.inf:
                 raise UserError(f"{name} must be 0 or more, not {number}")
+        for name, seed in {"seed": self.seed, "data.seed": self.data.seed}.items():
+            if not 0 <= seed < 2**63:
+                raise UserError(f"{name} must be 0 or more and below 2⁶³, not {seed}")
         above_zero = {
             "optimization.learning_rate": o.learning_rate,
             "optimization.fallback_learning_rate": o.fallback_learning_rate,
