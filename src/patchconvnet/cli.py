@@ -84,6 +84,7 @@ def _quieten() -> None:
     """Silence what a user can do nothing about: Fabric's notes on precision and tips, torch's on a missing GPU."""
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", message="Image size")  # Pillow's on large images; ours are refused in words
     warnings.formatwarning = lambda message, *_, **__: f"patchconvnet: {message}\n"  # a sentence, without lines of code
     # importing lightning sets the level of "lightning.fabric" itself, and makes its pytorch part say some of it
     for name in ("fabric.utilities.rank_zero", "pytorch.utilities.rank_zero", "fabric.utilities.distributed"):

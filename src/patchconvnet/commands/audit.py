@@ -20,6 +20,7 @@ def audit(
     validation: float | None = None,
     test: float | None = None,
     data_seed: int | None = None,
+    weights: Path | None = None,
     strict: bool = False,
     size: Size = None,
     boxes: Path | None = None,
@@ -37,8 +38,8 @@ def audit(
     continues where it stopped. The methods of others need: pip install 'patchconvnet[audit]'.
 
     Args:
-        model: a run folder, a model folder, a published tag such as patchconvnet_s60.fb_in1k, a hub id (owner/name), or
-            cifar10, the model that ships with the package.
+        model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
+            patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name).
         data: cifar10, cifar100, digits or folder:PATH.
         settings: what to measure.
         split: the images to measure on; auto is the test split, or all images of a folder that has none of its own and
@@ -47,6 +48,7 @@ def audit(
         validation: share or number of images set aside for validation; by default as in the model's training.
         test: share or number of images set aside for the test; by default as in the model's training; 1 for all.
         data_seed: seed of that choice; by default as in the model's training.
+        weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         strict: stop at an image that cannot be read, instead of leaving it out.
         size: another network input, such as 96 or 64x48 (height x width).
         boxes: CSV with the columns image, x0, y0, x1, y1.
@@ -57,7 +59,7 @@ def audit(
     from patchconvnet.data.held_out import chosen_split, load_held_out
     from patchconvnet.faithfulness.audit import audit as measure
 
-    network, chosen_device = load_model(model, device)
+    network, chosen_device = load_model(model, weights, device)
     provenance = network.metadata.provenance
     splits = load_held_out(
         data, split, provenance, root=root, validation=validation, test=test, seed=data_seed,

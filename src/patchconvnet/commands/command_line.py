@@ -83,17 +83,19 @@ class CommandLine(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # jsonargparse's words name Python's types; the option and the value are taken from them
-        key = re.search(r'[Pp]arser key "(.+?)"', message)
+        keys = re.findall(r'[Pp]arser key "(.+?)"', message)  # of a recipe and of what is in it
         given = re.search(r"[Vv]alue: (.*)", message)
-        action = next((a for a in self._actions if key and a.dest == key[1]), None)
+        action = next((a for a in self._actions if keys and a.dest == keys[-1]), None)
         hint = getattr(action, "_typehint", None)
         if action and given and hint:
             self._complain(f"{self._shown(action)}: expected {expected(hint)}, not {given[1]}", ex)
         if missing := re.search(r"arguments are required: (.+)", message):
-            self._complain(f"required: {missing[1].rstrip('.')}", ex)
+            names = [name.strip() for name in missing[1].rstrip(".").split(",")]
+            options = {a.dest: self._shown(a) for a in self._actions}
+            self._complain(f"required: {', '.join(options.get(name, name) for name in names)}", ex)
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        if key:
-            lines = [f"{self._shown(action) if action else key[1]}:", *lines[1:]]
+        if keys:
+            lines = [f"{self._shown(action) if action else keys[-1]}:", *lines[-1:]]
         self._complain(" ".join(lines[:2]), ex)
 
     def _complain(self, message: str, cause: Exception | None = None) -> NoReturn:
@@ -115,7 +117,7 @@ class CommandLine(ArgumentParser):
         while words:
             word = words.pop(0)
             if word == "--":
-                yield from (word, *words)
+                yield from (f"./{name}" if name.startswith("-") else name for name in words)
                 return
             if not word.startswith("--"):
                 if word.startswith("-") and word != "-h" and not re.fullmatch(r"-[\d.]+|-", word):

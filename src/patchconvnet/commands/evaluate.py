@@ -21,6 +21,7 @@ def evaluate(
     validation: float | None = None,
     test: float | None = None,
     data_seed: int | None = None,
+    weights: Path | None = None,
     strict: bool = False,
     size: Size = None,
     batch_size: int = 256,
@@ -37,8 +38,8 @@ def evaluate(
     A folder without a test folder of its own, that the model was not trained on, is measured as a whole.
 
     Args:
-        model: a run folder, a model folder, a published tag such as patchconvnet_s60.fb_in1k, a hub id (owner/name), or
-            cifar10, the model that ships with the package.
+        model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
+            patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name).
         data: cifar10, cifar100, digits or folder:PATH.
         split: the images to measure on; auto is the test split, or all images of a folder that has none of its own and
             that the model has not seen.
@@ -46,6 +47,7 @@ def evaluate(
         validation: share or number of images set aside for validation; by default as in the model's training.
         test: share or number of images set aside for the test; by default as in the model's training; 1 for all.
         data_seed: seed of that choice; by default as in the model's training.
+        weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         strict: stop at an image that cannot be read, instead of leaving it out.
         size: another network input, such as 96 or 64x48 (height x width).
         batch_size: images in one forward pass.
@@ -63,7 +65,7 @@ def evaluate(
     from patchconvnet.training.evaluation import evaluate as measure
     from patchconvnet.training.evaluation_files import save_evaluation
 
-    network, chosen_device = load_model(model, device)
+    network, chosen_device = load_model(model, weights, device)
     preprocessing = preprocessing_for(network, size)
     provenance = network.metadata.provenance
     splits = load_held_out(
@@ -76,7 +78,8 @@ def evaluate(
     console = Console(highlight=False)
     if name == "all" and split == "auto":
         console.print(
-            f"{printable(data)} is new to this model and has no test folder: all {len(images):,} images count"
+            f"{printable(data)} is new to this model and has no test folder: all {len(images):,} images count",
+            soft_wrap=True,
         )
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{printable(splits.name)} {name}", total=len(images))
@@ -118,11 +121,14 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
 
     table = Table(title=escape(title), title_justify="left", box=None)
     table.add_column("class")
-    for name in ("images", "recall", "precision", "F1"):
+    for name in ("images", "recall", "precision"):
         table.add_column(name, justify="right")
     for row in result.per_class():
-        shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision", "f1"))
+        shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision"))
         table.add_row(escape(printable(row["class"])), f"{row['images']:,}", *shares)
     if len(result.class_names) <= MOST_CLASSES_SHOWN:
         console.print(table)
-    console.print(result.summary(), soft_wrap=True)
+    figures = [f"{result.count:,} images: loss {result.loss:.4f}", f"top-1 {result.top1:.2%}"]
+    if len(result.class_names) > 5:
+        figures.append(f"top-5 {result.top5:.2%}")
+    console.print(", ".join([*figures, f"calibration error {result.calibration_error:.2%}"]))

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size, load_model
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
+MOST_COLUMNS = 100  # classes with a column in predictions.csv
 
 
 def explain(
     images: list[str],
     *,
-    model: str = "cifar10",
+    model: str | None = None,
+    weights: Path | None = None,
     out: Path = Path("explanations"),
     size: Size = None,
     target: str | None = None,
+    map: Literal["auto", "attention", "evidence", "contrast"] = "auto",
+    only: tuple[str, ...] = ("figure", "overlay", "map", "json"),
     refine: int = 0,
     top: int = 5,
     strict: bool = False,
@@ -43,12 +47,16 @@ def explain(
 
     Args:
         images: image files, folders of them, or patterns in quotes.
-        model: a run folder, a model folder, a published tag such as patchconvnet_s60.fb_in1k, a hub id (owner/name), or
-            cifar10, a small model that ships with the package and knows airplane, automobile, bird, cat, deer, dog,
-            frog, horse, ship and truck.
+        model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
+            patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name); if not given, imagenet
+            where the extra of that name is installed, else cifar10.
+        weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         out: folder for the files that are written.
         size: another network input, such as 96 or 64x48 (height x width); a larger one gives a finer map.
         target: class to ask about instead of the predicted one.
+        map: the map to show: attention; evidence, for and against the class; contrast, for it and not for the next
+            likely class; auto is attention, or evidence where attention is nearly uniform.
+        only: files to write for each image, such as json,overlay; figures take the longest.
         refine: average n x n shifts and both flips into a finer map.
         top: classes that figures list.
         strict: stop at an image that cannot be read, instead of leaving it out.
@@ -60,11 +68,14 @@ def explain(
     from patchconvnet.data.folders import find_images
     from patchconvnet.explanation import explain as explain_image
     from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
+    from patchconvnet.models import default_model
     from patchconvnet.training.run_folder import write_text
 
+    _check_files(only)
     paths = find_images(images)
+    model = model or default_model()
     _make_folder(out)
-    network, _ = load_model(model, device)
+    network, _ = load_model(model, weights, device)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{printable(model)}: {_knows(network)}")
     options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top}
@@ -73,7 +84,7 @@ def explain(
         for path, stem in zip(bar.track(paths, description="explaining"), unique_stems(paths), strict=True):
             try:
                 explanation = explain_image(network, path, name=printable(stem), **options)
-                saved = explanation.save(out, stem)
+                saved = explanation.save(out, stem, only=cast(Any, only), map=map)
             except (UserError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
                 _raise_if_not_of_this_image(error, network, options)
                 if strict:
@@ -82,13 +93,13 @@ def explain(
                 console.print(f"skipped: {printable(_why(path, error))}", style="yellow")
                 continue
             likely = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in explanation.top_classes(3))
-            console.print(f"{printable(path)}: {likely} → {printable(saved.figure)}")
+            console.print(f"{printable(path)}: {likely} → {printable(next(filter(None, saved)))}")
             explained.append((path, explanation.scaled(SHEET_SIDE)))
     if not explained:
         raise UserError(f"none of the {len(paths)} images could be explained")
     write_text(out / "predictions.csv", _predictions(explained))
-    if len(explained) > 1:
-        for i, sheet in enumerate(contact_sheet([explanation for _, explanation in explained])):
+    if len(explained) > 1 and "figure" in only:
+        for i, sheet in enumerate(contact_sheet([explanation for _, explanation in explained], map=map)):
             file = out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
             save_image(to_image(sheet), file)
             console.print(f"contact sheet: {printable(file)}")
@@ -144,11 +155,20 @@ def _raise_if_not_of_this_image(error: Exception, network: Any, options: dict[st
     explain_image(network, Image.new("RGB", (64, 64)), **options)
 
 
+def _check_files(only: Sequence[str]) -> None:
+    from patchconvnet.explanation.explanation import FILES
+
+    if unknown := [name for name in only if name not in FILES]:
+        raise UserError(f"--only takes {', '.join(FILES)}, with commas between them, not {unknown[0]!r}")
+    if not only:
+        raise UserError(f"--only names no file; known: {', '.join(FILES)}")
+
+
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise UserError(f"cannot write to {out}: {getattr(error, 'strerror', None) or error}") from error
     if not os.access(out, os.W_OK):
         raise UserError(f"cannot write to {out}: the folder is not writable")
 
@@ -161,11 +181,13 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _predictions(explained: "Sequence[tuple[Path, Explanation]]") -> str:
-    """A CSV: path, predicted class, and the probability of each class."""
+    """A CSV: path, predicted class and its probability; of up to 100 classes, the probability of each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", *explained[0][1].class_names])
+    names = explained[0][1].class_names
+    writer.writerow(["path", "class", "probability", *(names if len(names) <= MOST_COLUMNS else ())])
     for path, explanation in explained:
-        shares = (f"{share:.6g}" for share in explanation.probabilities.tolist())
-        writer.writerow([printable(path), explanation.predicted.name, *shares])
+        best = explanation.predicted
+        shares = explanation.probabilities.tolist() if len(names) <= MOST_COLUMNS else ()
+        writer.writerow([printable(path), best.name, f"{best.probability:.6g}", *(f"{share:.6g}" for share in shares)])
     return text.getvalue()

@@ -51,7 +51,9 @@ def load(
     if name.startswith("folder:"):
         if name == "folder:":
             raise UserError("dataset 'folder:' names no folder; give folder:PATH with one folder a class in it.")
-        path = Path(root or "", name.removeprefix("folder:")).expanduser()
+        if "\0" in name:
+            raise UserError(f"there is no folder {name.removeprefix('folder:')!r}.")
+        path = Path(os.path.expanduser(Path(root or "", name.removeprefix("folder:"))))
         return load_folder(
             path, validation=validation, test=test, seed=seed, strict=strict, show_progress=show_progress
         )

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from patchconvnet.data.images import as_rgb
+from patchconvnet.data.images import MOST_PIXELS, as_rgb
 from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
@@ -288,7 +288,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
         left_out = _LeftOut()
         if "\0" in str(source):
             raise UserError(f"{class_name(str(source))!r} is not a file name.")
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if path.is_file():
             paths = [path]
         elif path.is_dir():
@@ -342,6 +342,8 @@ def _is_readable(path: Path) -> bool:
     """Whether `read_image` will read the file; a JPEG is tried at an eighth of its size, which finds cut ones too."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                return False
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             as_rgb(image)
     except MemoryError:

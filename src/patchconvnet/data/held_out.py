@@ -133,6 +133,6 @@ def _is_training_data(
 
 def _place(name: str, root: str | os.PathLike[str] | None = None) -> str:
     """The name of a data set; of a folder, its full path."""
-    if not name.startswith("folder:"):
+    if not name.startswith("folder:") or "\0" in name:
         return name
-    return "folder:" + str(Path(root or "", name.removeprefix("folder:")).expanduser().resolve())
+    return "folder:" + os.path.realpath(os.path.expanduser(Path(root or "", name.removeprefix("folder:"))))

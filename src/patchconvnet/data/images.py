@@ -13,6 +13,7 @@ from patchconvnet.errors import UserError
 ImageLike = Image.Image | np.ndarray | Tensor
 Source = ImageLike | str | os.PathLike[str] | BinaryIO
 
+MOST_PIXELS = 89_478_485  # of an image file: half a gigabyte while it is decoded and turned
 USUAL_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
@@ -30,9 +31,14 @@ def read_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         raise UserError(f"there is no image file {os.fspath(source)}.")
     try:
         with Image.open(source) as image:
+            if image.width * image.height > MOST_PIXELS:
+                size = f"{image.width} × {image.height} pixels"
+                raise UserError(f"it has {size} and the limit is {MOST_PIXELS:,}; make it smaller")
             return as_rgb(image)
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is not a readable image: it is over the limit of {MOST_PIXELS:,} pixels") from error
     except Exception as error:  # PIL's readers answer broken files with errors of many types, SyntaxError among them
         raise UserError(f"{name} is not a readable image: {error}") from error
 

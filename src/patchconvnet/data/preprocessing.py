@@ -66,6 +66,11 @@ class Preprocessing:
                 raise UserError(f"preprocessing {name} is {getattr(self, name)!r}; known: {', '.join(allowed)}.")
         if not 0 < self.crop_ratio <= 1:
             raise UserError(f"preprocessing crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1.")
+        if self.crop_ratio != 1 and math.prod(self.size) / self.crop_ratio**2 > MOST_RESIZED:
+            raise UserError(
+                f"preprocessing crop_ratio {self.crop_ratio} enlarges images to more than {MOST_RESIZED:,} pixels; "
+                "give a larger one."
+            )
         if self.crop_ratio != 1 and self.resize != "crop":
             raise UserError(
                 f"preprocessing crop_ratio {self.crop_ratio} has no meaning with resize {self.resize!r}; "

@@ -143,7 +143,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     """What `config.json` says, if it can be read; what is wrong with it, the reader of model folders will say."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, Mapping) else {}
 

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.data.splits import LARGEST_SEED
 from patchconvnet.errors import UserError, first_line
 
 Schedule = Literal["cosine", "linear"]
@@ -212,6 +214,7 @@ class Recipe:
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         not_negative = {
+            "seed": self.seed,
             "monitor.every": self.monitor.every,
             "probe.queries": self.probe.queries,
             "data.memory_gb": self.data.memory_gb,
@@ -222,8 +225,8 @@ class Recipe:
             if not 0 <= number < math.inf:
                 raise UserError(f"{name} must be 0 or more, not {number}")
         for name, seed in {"seed": self.seed, "data.seed": self.data.seed}.items():
-            if not 0 <= seed < 2**63:
-                raise UserError(f"{name} must be 0 or more and below 2⁶³, not {seed}")
+            if seed >= LARGEST_SEED:
+                raise UserError(f"{name} must be below {LARGEST_SEED}, not {seed}")
         above_zero = {
             "optimization.learning_rate": o.learning_rate,
             "optimization.fallback_learning_rate": o.fallback_learning_rate,
@@ -280,9 +283,27 @@ def recipe_parser(kind: type[Parser] = ArgumentParser, **options: Any) -> Parser
 
 def recipe_from(parser: ArgumentParser, values: Namespace) -> Recipe:
     """The recipe in what a `recipe_parser` parsed."""
+    _check_kinds(Recipe, values, "")
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.5x
     built = instantiate(values)
     return Recipe(**{f.name: built[f.name] for f in fields(Recipe)})
+
+
+def _check_kinds(kind: Any, values: Namespace, group: str) -> None:
+    """Refuse what jsonargparse lets through: nothing where a value is needed, and a value in a group's place.
+
+    Raises:
+        UserError: there is one.
+    """
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        name, value, hint = f"{group}{f.name}", values[f.name], hints[f.name]
+        if value is None and NoneType not in get_args(hint):
+            raise UserError(f"{name} is empty; a recipe needs a value there, or not to name it")
+        if is_dataclass(hint):
+            if not isinstance(value, Namespace):
+                raise UserError(f"{name} is {value!r}; it is a group, whose fields are given by name")
+            _check_kinds(hint, value, f"{name}.")
 
 
 def read_recipe(source: str | os.PathLike[str] | Recipe, changes: Mapping[str, Any] | None = None) -> Recipe:
