@@ -67,6 +67,16 @@ def test_costs_add_up():
     assert cost.total(predicted=4, explained=2, mosaics=1, repeated=3) == 2 + 10 + 30 + 21
 
 
+def test_what_is_there_costs_nothing_again():
+    cost = Cost(0.5, {"a": 2.0, "b": 3.0}, {2: {"a": 10.0}}, {"a": 7.0})
+    keys = [("prediction", None, None, 0), ("maps", "b", None, 0), ("mosaics", "a", 2, 0), ("repeated", "a", None, 0)]
+    assert cost.of(keys) == 0.5 + 3 + 10 + 7
+    stream = io.StringIO()
+    with Progress(True, cost, 60.5, Console(file=stream)).started_after(cost.of(keys)):
+        pass
+    assert stream.getvalue() == "estimated time: 40 s, for what is not measured yet\n"
+
+
 def written(terminal: bool, steps: int = 200) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)

@@ -1,10 +1,10 @@
 """What an audit will take, estimated before it starts, and how far it is: a bar on a terminal, lines elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -45,6 +45,18 @@ class Cost:
             + mosaics * sum(sum(costs.values()) for costs in self.mosaics.values())
             + repeated * sum(self.repeated.values())
         )
+
+    def of(self, results: Iterable[tuple[Any, ...]]) -> float:
+        """Of results that are there already, by their keys (kind, method, cells, image)."""
+        found = 0.0
+        for kind, method, cells, _ in results:
+            if kind == "prediction":
+                found += self.prediction
+            elif kind == "mosaics":
+                found += self.mosaics.get(cells, {}).get(method, 0.0)
+            else:
+                found += (self.maps if kind == "maps" else self.repeated).get(method, 0.0)
+        return found
 
 
 @torch.no_grad()
@@ -104,16 +116,17 @@ class Progress:
     Args:
         show: whether to write anything.
         cost: what its parts are estimated to take.
-        total: seconds that all of it is estimated to take.
+        total: seconds that all of it is estimated to take; may be set until it starts.
         console: where to write; standard output by default.
     """
 
-    def __init__(self, show: bool, cost: Cost, total: float, console: Console | None = None):
+    def __init__(self, show: bool, cost: Cost, total: float = 0.0, console: Console | None = None):
         self.cost, self.total, self.done = cost, total, 0.0
         self.show = show
         self.console = console or Console(highlight=False)
         self.started = self.written = time.monotonic()
         self.written_share = 0.0
+        self.there = 0.0
         self.doing = ""
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -126,9 +139,15 @@ class Progress:
         )
         self.task = self.bar.add_task("", total=total, left="")
 
+    def started_after(self, there: float) -> Self:
+        """For an audit that is continued: work of that cost is there already."""
+        self.there = min(there, self.total)
+        return self
+
     def __enter__(self) -> Self:
         if self.show:
-            self.console.print(f"estimated time: {duration(self.total)}", soft_wrap=True)
+            rest = ", for what is not measured yet" if self.there else ""
+            self.console.print(f"estimated time: {duration(self.total - self.there)}{rest}", soft_wrap=True)
         self.started = self.written = time.monotonic()
         self.bar.start()
         return self
