@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -225,10 +226,7 @@ def test_a_file_that_cannot_be_read_is_called_that(name: str, folder: Path) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_file_without_permission_is_called_that(folder: Path) -> None:
-    (folder / "model.safetensors").chmod(0)
-    for parent in (folder, *folder.parents[:4]):
-        parent.chmod(parent.stat().st_mode | 0o055)
+def test_a_file_without_permission_is_called_that() -> None:
     code = (
         "import os, sys, patchconvnet\n"
         "from patchconvnet.models.weights import read_model_folder\n"
@@ -236,7 +234,11 @@ def test_a_file_without_permission_is_called_that(folder: Path) -> None:
         "try: read_model_folder(patchconvnet.models.weights.Path(sys.argv[1]))\n"
         "except patchconvnet.UserError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        Path(place).chmod(0o755)
+        folder = small().save_pretrained(Path(place) / "model")
+        (folder / "model.safetensors").chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{folder / 'model.safetensors'} cannot be read: Permission denied"
 
 
@@ -289,9 +291,9 @@ def test_metadata_that_is_no_table_is_refused(key: str, folder: Path) -> None:
 )
 def test_absurd_sizes_are_refused_before_they_take_time_or_memory(change: dict[str, object], folder: Path) -> None:
     edit_config(folder, architecture=change)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert str(folder) in refused(folder)
-    assert time.monotonic() - start < 10  # 999 blocks without values: 2 s
+    assert time.process_time() - start < 20  # 999 blocks without values: 2 s
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 

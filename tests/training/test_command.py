@@ -40,7 +40,10 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
-    assert lines[0].startswith("patchconvnet_micro (8,638 parameters) on digits: 397 images, 10 classes, 16×16 pixels")
+    assert lines[0] == (
+        "patchconvnet_micro (8,638 parameters) on digits, 16×16 pixels: 397 training images, 200 validation, "
+        "1,200 test; 10 classes with 39 (0) to 40 (1) each"
+    )
     assert lines[2].startswith("epoch 1/1  loss 2.")
     assert lines[3].startswith("test set, model of epoch 1: loss")
     assert lines[-1] == f"model folder: {out / 'best'}"
@@ -49,10 +52,17 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert main([*train, "--recipe", str(recipe_file), "--epochs", "1"]) == 2
     assert "holds a run already; give --resume to go on with it" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0  # with the run's own recipe
-    assert "going on after epoch 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this run is finished: its 1 epochs are done" in said
+    assert "going on" not in said
     assert len(rows(out)) == checkpoint(out)["epoch"] == 1
-    assert main([*train, "--resume", "--epochs", "2"]) == 2
-    assert "was begun with other values of epochs" in capsys.readouterr().err
+    assert main([*train, "--resume", "--epochs", "2"]) == 0
+    assert "the run's length changes from 1 to 2 epochs" in capsys.readouterr().out
+    assert len(rows(out)) == checkpoint(out)["epoch"] == read_recipe(out / "recipe.yaml").epochs == 2
+    assert main([*train, "--resume", "--optimization.weight_decay", "0.5"]) == 2
+    assert "was begun with other values of optimization.weight_decay" in capsys.readouterr().err
+    assert main([*train, "--resume", "--epochs", "1"]) == 2
+    assert "has done 2 epochs, and 1 are asked for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,8 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "nowhere"], "nothing to resume: there is no nowhere/checkpoints/last.ckpt"),
         (["--data.name", "digit", "--out", "x"], "unknown dataset 'digit'"),
+        (["--seed", "12345678901234567890", "--out", "x"], "seed must be 0 or more and below 2⁶³"),
+        (["--data.seed", "12345678901234567890", "--out", "x"], "data.seed must be 0 or more and below 2⁶³"),
         (["--optimization.warmup", "3"], "optimization.warmup is a share"),
         (["--recipe", "digits", "--optimization.optimizer", "adamq", "--out", "x"], "unknown optimizer 'adamq'"),
         (["--recipe", "digits", "--devices", "5", "--out", "x"], "batch_size 64 cannot be divided into 5 equal parts"),

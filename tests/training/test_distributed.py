@@ -117,7 +117,7 @@ def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> di
         nn.init.uniform_(norm.weight, generator=generator)
         nn.init.uniform_(norm.bias, generator=generator)
         if world_size > 1:
-            synchronise_batch_norm(norm)
+            synchronise_batch_norm(norm, torch.device("cpu"))
         x = images[part].clone().requires_grad_()
         y = norm(x if layout == "patches" else x.permute(0, 3, 1, 2))
         y = y if layout == "patches" else y.permute(0, 2, 3, 1)
@@ -227,7 +227,7 @@ def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path) -> None:
 
 def test_a_batch_norm_that_is_not_known_is_refused() -> None:
     with pytest.raises(UserError, match=r"^1, a BatchNorm1d, cannot be trained on more than one device"):
-        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.device("cpu"))
 
 
 @pytest.mark.slow

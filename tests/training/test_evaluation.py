@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
@@ -74,6 +83,8 @@ def test_figures_equal_scikit_learns(result: Evaluation, logits: Tensor, labels:
         "loss": result.loss,
         "top1": result.top1,
         "top5": result.top5,
+        "balanced_accuracy": result.balanced_accuracy,
+        "macro_f1": result.macro_f1,
         "calibration_error": result.calibration_error,
     }
 
@@ -97,12 +108,18 @@ def test_per_class_equals_scikit_learns(result: Evaluation, logits: Tensor, labe
     options = {"labels": range(CLASSES), "average": None, "zero_division": np.nan}
     recall = recall_score(labels, predicted, **options)
     precision = precision_score(labels, predicted, **options)
+    f1 = f1_score(labels, predicted, **options)
     for k, row in enumerate(result.per_class()):
         assert row["class"] == f"class {k}"
         assert row["images"] == int((labels == k).sum())
+        assert row["f1"] == pytest.approx(f1[k])
         assert row["precision"] == pytest.approx(precision[k])
         assert row["recall"] == (pytest.approx(recall[k]) if row["images"] else None)
     assert result.per_class()[-1]["recall"] is None
+    assert result.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn's, of the class without images
+        assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, COUNT, 1000])

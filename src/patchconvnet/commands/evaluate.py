@@ -121,14 +121,11 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
 
     table = Table(title=escape(title), title_justify="left", box=None)
     table.add_column("class")
-    for name in ("images", "recall", "precision"):
+    for name in ("images", "recall", "precision", "F1"):
         table.add_column(name, justify="right")
     for row in result.per_class():
-        shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision"))
+        shares = ("–" if row[key] is None else f"{row[key]:.2%}" for key in ("recall", "precision", "f1"))
         table.add_row(escape(printable(row["class"])), f"{row['images']:,}", *shares)
     if len(result.class_names) <= MOST_CLASSES_SHOWN:
         console.print(table)
-    figures = [f"{result.count:,} images: loss {result.loss:.4f}", f"top-1 {result.top1:.2%}"]
-    if len(result.class_names) > 5:
-        figures.append(f"top-5 {result.top5:.2%}")
-    console.print(", ".join([*figures, f"calibration error {result.calibration_error:.2%}"]))
+    console.print(result.summary(), soft_wrap=True)

@@ -1,6 +1,7 @@
 """Labelled images: in memory (`Images`), as files (`ImageFiles`), and the splits of a data set (`DataSplits`)."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,15 +201,21 @@ class DataSplits:
     drawn: bool = False
 
     def fingerprint(self) -> dict[str, str | list[str]]:
-        """What tells these splits from others: the classes, and the labels and file names of each split's images.
+        """What tells these splits from others: the classes; labels, file names and contents of each split's images.
 
-        "all images" is the same however they are divided.
+        "all images" is the same however they are divided. "… contents" tells images that were replaced under the same
+        name: of a file its size and its first and last 4 KiB count, which take well under 1 ms and differ for any two
+        compressed images; of images in memory all pixels.
+
+        Raises:
+            UserError: a file cannot be read.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         every = [key for images in splits.values() if images is not None for key in _keys(images)]
         return {
             "class names": self.class_names,
             **{f"{name} images": _digest([] if split is None else _keys(split)) for name, split in splits.items()},
+            **{f"{name} contents": _content_digest(split) for name, split in splits.items()},
             "all images": _digest(sorted(every)),
         }
 
@@ -249,6 +256,25 @@ def _keys(images: Split) -> list[str]:
 
 def _digest(words: list[str]) -> str:
     return f"{len(words)} {hashlib.sha256(chr(0).join(words).encode(errors='surrogateescape')).hexdigest()}"
+
+
+def _content_digest(images: Split | None) -> str:
+    if isinstance(images, Images):
+        return hashlib.sha256(images.images.contiguous().cpu().numpy().data).hexdigest()
+    return _digest([] if images is None else [_file_digest(path) for path in images.paths])
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(_ENDS), file.seek(0, os.SEEK_END)
+            file.seek(max(size - _ENDS, 0))
+            return hashlib.sha256(b"%d " % size + head + file.read()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+_ENDS = 4096  # bytes at each end of a file
 
 
 def set_aside_count(share: float, total: int, what: str) -> int:

@@ -23,6 +23,7 @@ from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
+from patchconvnet.models.weights import temperature_of
 
 Model = nn.Module | str | os.PathLike[str]
 
@@ -227,6 +228,7 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
             target=question.target,
             top=min(question.top, len(class_names)),
             refine=question.refine,
+            temperature=temperature_of(model),
         )
         for i, opened in enumerate(images)
     ]

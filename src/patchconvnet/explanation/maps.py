@@ -65,6 +65,8 @@ class Maps:
         geometry: how the network input lies on the image.
         target: the class that was asked about; None for the predicted one.
         top: how many classes figures and reports list.
+        temperature: what training found logits must be divided by for probabilities that come true; logits and evidence
+            are undivided.
         refine: how many times finer than the patches the maps are, both ways, by averaging; 0 for plain maps.
 
     Raises:
@@ -85,6 +87,7 @@ class Maps:
     target: int | None = None
     top: int = 5
     refine: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for what in ("logits", "attention", "evidence"):
@@ -105,8 +108,8 @@ class Maps:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(K,) softmax of the logits."""
-        shares = np.exp(self.logits - self.logits.max())
+        """(K,) softmax of the logits over the temperature."""
+        shares = np.exp((self.logits - self.logits.max()) / self.temperature)
         return shares / shares.sum()
 
     @property
@@ -328,6 +331,7 @@ class Maps:
             "predicted": asdict(self.predicted),
             "shown": self.shown(),
             "target": None if self.target is None else asdict(self.prediction(self.target)),
+            "temperature": self.temperature,
             "classes": [
                 {"index": k, "name": self.class_names[k], "probability": float(p), "logit": _plain(self.logits[k])}
                 for k, p in zip(order, self.probabilities[order], strict=True)

@@ -1,4 +1,4 @@
-"""Where the patches of a map lie on the image: patch grid → network input → image pixels, exactly.
+"""Where the patches of a map are on the image: patch grid → network input → image pixels, exactly.
 
 Positions are in pixels with whole numbers at pixel edges, so the first pixel's centre is at 0.5.
 """
@@ -40,7 +40,7 @@ class Grid:
 
 
 def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) -> Grid:
-    """How a model's patches lie on its input.
+    """How a model's patches are placed on its input.
 
     Args:
         model: the network. Ours say where the receptive fields of their patches have their centres (`patch_positions`);
@@ -69,8 +69,8 @@ def place(
 
     Args:
         values: (..., h, w) float.
-        grid: how the patches lie on the network input.
-        geometry: how the network input lies on the image.
+        grid: how the patches are placed on the network input.
+        geometry: how the network input is placed on the image.
         smoothing: "bilinear" between patch centres, or "nearest".
         outside: value of the image's pixels that the network did not see.
 
@@ -87,7 +87,7 @@ def place(
 
 
 def seen_pixels(geometry: Geometry) -> np.ndarray:
-    """(H, W) bool: the image's pixels whose centres lie inside of the network input."""
+    """(H, W) bool: the image's pixels whose centres are inside the network input."""
     (height, width), (left, top, right, bottom) = geometry.image, geometry.box
     y, x = np.arange(height) + 0.5, np.arange(width) + 0.5
     return ((y > top) & (y < bottom))[:, None] & ((x > left) & (x < right))[None, :]

@@ -22,6 +22,7 @@ from patchconvnet.faithfulness.progress import Progress
 from patchconvnet.faithfulness.report.gallery import Example
 from patchconvnet.faithfulness.results import Record, Results
 from patchconvnet.faithfulness.settings import AuditSettings
+from patchconvnet.models.weights import temperature_of
 
 CONFIDENT = 0.5  # least probability of an image in a mosaic
 POOL = 20  # images to choose from for each mosaic
@@ -80,7 +81,7 @@ class Runner:
                     "the network's answers are not finite numbers; its training has diverged, or its weights are "
                     "damaged."
                 )
-            best = logits.softmax(1).max(1)
+            best = (logits / temperature_of(self.model)).softmax(1).max(1)
             rows = zip(part, best.indices.tolist(), best.values.tolist(), strict=True)
             self.results.add(
                 [

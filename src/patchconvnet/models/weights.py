@@ -6,6 +6,7 @@ imports the network: it arrives as an argument.
 
 import difflib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -45,12 +46,20 @@ class Metadata:
         preprocessing: fields of `patchconvnet.data.preprocessing.Preprocessing`.
         provenance: how it came to be: recipe, data, package version, date.
         metrics: what it reached, by name.
+        temperature: what logits are divided by before a softmax makes probabilities of them (Guo et al. 2017, arXiv
+            1706.04599); evidence sums to the undivided logit.
     """
 
     class_names: list[str] = field(default_factory=list)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+
+
+def temperature_of(model: nn.Module) -> float:
+    """What the model's logits are divided by to give probabilities; 1 where it does not say."""
+    return float(getattr(getattr(model, "metadata", None), "temperature", 1.0))
 
 
 # Writing and reading
@@ -176,6 +185,9 @@ def _check_metadata(metadata: Metadata, path: Path) -> None:
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise UserError(f"class_names in {path} has {name!r}, which is not valid Unicode; give it another name")
+    temperature = metadata.temperature
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise UserError(f"temperature in {path} must be a number above 0, not {shortened(temperature)}")
     for key in ("preprocessing", "provenance", "metrics"):
         if not isinstance(value := getattr(metadata, key), dict):
             raise UserError(f"{key} in {path} must be a table of names and values, not {shortened(value)}")

@@ -1,17 +1,17 @@
-"""Batch norm over the global batch, on any device: torch's own SyncBatchNorm refuses CPUs."""
+"""Batch norm over the global batch: torch's and timm's own on GPUs, and one for CPUs, which theirs refuse."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.models.layers import BatchNorm
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+class CpuSyncBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` on (B, C, H, W) whose training statistics are those of all processes' batches together."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,20 +45,22 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _Sum.forward(ctx, gradients[0])
 
 
-class SynchronisedBatchNorm(SynchronisedBatchNorm2d):
+# BatchNorm.forward, on patches (B, h, w, C), permutes them and calls the next class's forward
+
+
+class CpuSyncPatchNorm(BatchNorm, CpuSyncBatchNorm):
     """The same on patches (B, h, w, C)."""
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return super().forward(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+class SyncPatchNorm(BatchNorm, nn.SyncBatchNorm):
+    """torch's on patches (B, h, w, C)."""
 
 
-class SynchronisedBatchNormAct2d(SynchronisedBatchNorm2d):
-    """The same for timm's batch norm with its activation, which many of its networks have."""
+class CpuSyncBatchNormAct(CpuSyncBatchNorm):
+    """The same for timm's batch norm with its activation, as timm's `SyncBatchNormAct` is for GPUs."""
 
     drop: nn.Module
     act: nn.Module
@@ -67,23 +69,32 @@ class SynchronisedBatchNormAct2d(SynchronisedBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
-SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
-    BatchNormAct2d: SynchronisedBatchNormAct2d,
-    BatchNorm: SynchronisedBatchNorm,
-    nn.BatchNorm2d: SynchronisedBatchNorm2d,
+ON_CPU: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: CpuSyncBatchNorm,
+    BatchNorm: CpuSyncPatchNorm,
+    BatchNormAct2d: CpuSyncBatchNormAct,
+}
+ON_GPU: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: nn.SyncBatchNorm,
+    BatchNorm: SyncPatchNorm,
+    BatchNormAct2d: SyncBatchNormAct,
 }
 
 
-def synchronise_batch_norm(model: nn.Module) -> None:
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
     """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept.
+
+    As timm's `convert_sync_batchnorm`, which does not know norms of patches or CPUs.
 
     Raises:
         UserError: for a kind of batch norm that is not known here.
     """
+    kinds = ON_CPU if device.type == "cpu" else ON_GPU
     for name, module in model.named_modules():
-        synchronised = SYNCHRONISED.get(type(module))
+        synchronised = kinds.get(type(module))
         if synchronised is not None:
             # swapped in place: the parameters, which an optimizer may hold already, stay the same objects
             module.__class__ = synchronised
+            module.process_group = None  # of torch's: all processes
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(f"{name}, a {type(module).__name__}, cannot be trained on more than one device")

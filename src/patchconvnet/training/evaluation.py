@@ -1,4 +1,4 @@
-"""How good a model is on a split: loss, top-1, top-5, calibration, per class."""
+"""How good a model is on a split: loss, top-1, top-5, per class, and whether its probabilities come true."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,19 +14,23 @@ from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
 from patchconvnet.errors import UserError
+from patchconvnet.models.modes import evaluation_mode
+from patchconvnet.models.weights import temperature_of
 
 CALIBRATION_BINS = 15
+FEWEST_FOR_TOP5 = 6  # classes: of five, all are among the first five
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured on a split, each image counted once.
 
-    loss: mean cross-entropy.
-    top1, top5: share of images whose class is the first, or among the first five, in 0..1.
-    calibration_error: expected calibration error over 15 bins (Guo et al. 2017, arXiv 1706.04599), in 0..1.
-    confusion: (K, K) counts, rows true classes, columns predicted ones.
-    class_names: K names.
+    Attributes:
+        loss: mean cross-entropy of the probabilities, which are the softmax of the logits over the temperature.
+        top1, top5: share of images whose class is the first, or among the first five, in 0..1.
+        calibration_error: expected calibration error over 15 bins (Guo et al. 2017, arXiv 1706.04599), in 0..1.
+        confusion: (K, K) counts, rows true classes, columns predicted ones.
+        class_names: K names.
     """
 
     loss: float
@@ -41,8 +45,20 @@ class Evaluation:
         """Number of images."""
         return int(self.confusion.sum())
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images, so that a rare class counts as much as a common one."""
+        recalls = [row["recall"] for row in self.per_class() if row["recall"] is not None]
+        return sum(recalls) / len(recalls)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 score of the classes that have images or predictions."""
+        scores = [row["f1"] for row in self.per_class() if row["f1"] is not None]
+        return sum(scores) / len(scores)
+
     def per_class(self) -> list[dict[str, Any]]:
-        """For each class: its images, recall (its own top-1), precision; None where there is nothing to divide by."""
+        """For each class: its images (its support), recall, precision, F1; None where there is nothing to divide by."""
         right = self.confusion.diagonal().tolist()
         true = self.confusion.sum(1).tolist()
         predicted = self.confusion.sum(0).tolist()
@@ -52,6 +68,7 @@ class Evaluation:
                 "images": int(true[k]),
                 "recall": right[k] / true[k] if true[k] else None,
                 "precision": right[k] / predicted[k] if predicted[k] else None,
+                "f1": 2 * right[k] / (true[k] + predicted[k]) if true[k] + predicted[k] else None,
             }
             for k, name in enumerate(self.class_names)
         ]
@@ -63,8 +80,19 @@ class Evaluation:
             "loss": self.loss,
             "top1": self.top1,
             "top5": self.top5,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
         }
+
+    def summary(self) -> str:
+        """The figures as one line."""
+        top5 = f", top-5 {self.top5:.2%}" if len(self.class_names) >= FEWEST_FOR_TOP5 else ""
+        return (
+            f"{self.count:,} images: loss {self.loss:.4f}, top-1 {self.top1:.2%}{top5}, balanced accuracy "
+            f"{self.balanced_accuracy:.2%}, macro F1 {self.macro_f1:.2%}, calibration error "
+            f"{self.calibration_error:.2%}"
+        )
 
 
 def evaluate(
@@ -84,47 +112,44 @@ def evaluate(
     """Classify every image of a split once and count.
 
     Args:
-        model: images (B, C, h, w) → logits (B, K); in evaluation mode while this runs.
+        model: images (B, C, h, w) → logits (B, K); in evaluation mode while this runs. Its `metadata.temperature`
+            divides the logits for loss and calibration error; 1 where it has none.
         mirror: whether each image is seen twice, as it is and mirrored left to right, and the mean of both logits
-            counts (test-time augmentation; to be reported apart).
+            counts (test-time augmentation; to be reported separately).
         rank, world_size: with several processes, each takes its own images and all get the same result.
         autocast: gives the context of the forward pass.
         workers: processes that read image files.
         on_batch: called with the number of images done, after each batch.
 
     Raises:
-        UserError: the split is empty, the model has another number of classes than the split, or a count is not one.
+        UserError: the split is empty, the model has another number of classes than the split, or a count is too small.
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size is {batch_size} and workers {workers}; at least 1 and 0 are needed")
     if not len(split):
         raise UserError("there are no images to evaluate on")
-    tally = _Tally(len(split.class_names), torch.device(device))
+    tally = _Tally(len(split.class_names), torch.device(device), temperature_of(model))
     indices = torch.arange(rank, len(split), world_size)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
-            for images, labels, _ in ours if len(indices) else ():
-                with autocast():
-                    logits = model(images)
-                    if mirror:
-                        logits = (logits + model(images.flip(-1))) / 2
-                tally.add(logits.float(), labels)
-                if on_batch:
-                    on_batch(len(labels))
-            if world_size > 1:
-                tally.join()
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.inference_mode():
+        ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
+        for images, labels, _ in ours if len(indices) else ():
+            with autocast():
+                logits = model(images)
+                if mirror:
+                    logits = (logits + model(images.flip(-1))) / 2
+            tally.add(logits.float(), labels)
+            if on_batch:
+                on_batch(len(labels))
+        if world_size > 1:
+            tally.join()
     return tally.evaluation(split.class_names)
 
 
 class _Tally:
     """Sums over images, on their device, from which every figure follows; those of several processes add up."""
 
-    def __init__(self, classes: int, device: torch.device):
+    def __init__(self, classes: int, device: torch.device, temperature: float):
+        self.temperature = temperature
         exact = torch.float32 if device.type == "mps" else torch.float64  # which mps does not have
         self.loss = torch.zeros((), dtype=exact, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
@@ -138,6 +163,7 @@ class _Tally:
         classes = len(self.confusion)
         if logits.shape[1] != classes:
             raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not belong together")
+        logits = logits / self.temperature
         confidence, predicted = logits.softmax(1).max(1)
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
         self.top5 += (logits.topk(min(5, classes)).indices == labels[:, None]).sum()

@@ -46,6 +46,18 @@ def warmup_linear(step: int, total_steps: int, warmup_steps: int, base: float) -
     return warmup_cosine(step, total_steps, warmup_steps, base)
 
 
+def learning_rate(options: OptimizationOptions, step: int, total: int) -> float:
+    """The rate of a step (counted from 0) of `total`; neither the first nor the last is 0."""
+    schedule = warmup_linear if options.schedule == "linear" else warmup_cosine
+    return schedule(step + 1, total + 1, int(options.warmup * total), options.learning_rate)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set each group's rate to a share of its rate at the top."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["initial_lr"]
+
+
 def build_optimizer(model: AttentionClassifier, options: OptimizationOptions) -> torch.optim.Optimizer:
     """timm's optimizer over the model's parameters, in groups, each of which keeps its rate at the top as `initial_lr`.
 

@@ -20,7 +20,6 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import LARGEST_SEED
 from patchconvnet.errors import UserError, first_line
 
 Schedule = Literal["cosine", "linear"]
@@ -214,7 +213,6 @@ class Recipe:
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         not_negative = {
-            "seed": self.seed,
             "monitor.every": self.monitor.every,
             "probe.queries": self.probe.queries,
             "data.memory_gb": self.data.memory_gb,
@@ -225,8 +223,8 @@ class Recipe:
             if not 0 <= number < math.inf:
                 raise UserError(f"{name} must be 0 or more, not {number}")
         for name, seed in {"seed": self.seed, "data.seed": self.data.seed}.items():
-            if seed >= LARGEST_SEED:
-                raise UserError(f"{name} must be below {LARGEST_SEED}, not {seed}")
+            if not 0 <= seed < 2**63:
+                raise UserError(f"{name} must be 0 or more and below 2⁶³, not {seed}")
         above_zero = {
             "optimization.learning_rate": o.learning_rate,
             "optimization.fallback_learning_rate": o.fallback_learning_rate,

@@ -1,7 +1,7 @@
 """The run folder: what a training leaves, written so that a kill at any moment or a full disk spoils nothing.
 
 Files are written aside and then renamed. The checkpoint is the one truth: `metrics.csv` and `best/` follow from it, and
-are written again when a run goes on after a kill between them.
+are written again when a run goes on after a kill between them. One training at a time holds the folder's lock.
 """
 
 import csv
@@ -9,26 +9,82 @@ import io
 import os
 import pickle
 import shutil
+import socket
+import warnings
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 import yaml
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import aside, write_atomic
-from patchconvnet.models.weights import in_present_words, read_config
+from patchconvnet.models.weights import in_present_words
 from patchconvnet.training.recipe import Recipe, read_recipe, read_yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
+LOCK_FILE = "lock"
 _BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
 MODEL_FILES = ("config.json", "model.safetensors")
-# what a recipe may say otherwise when a run goes on, since it does not change the weights
-FREE_TO_CHANGE = ("monitor.every", "data.root", "data.memory_gb", "data.workers")
+_FIELDS_OF_EVERY_RUN = {"data", "model", "preprocessing", "augmentation", "optimization", "epochs", "seed"}
+# what a recipe may say otherwise when a run goes on: what does not change the weights, and how long it is
+FREE_TO_CHANGE = ("epochs", "monitor.every", "data.root", "data.memory_gb", "data.workers")
+
+
+@dataclass
+class Standing:
+    """Where a run stands after its last epoch; a checkpoint holds it beside the weights.
+
+    Attributes:
+        epoch: how many are done.
+        seconds: of training, over all its processes one after the other.
+        best_epoch: of the model to keep, counted from 0; -1 for none.
+        best_top1: its validation accuracy.
+        best_metrics: what the kept model folder says of itself.
+        history: the rows of `metrics.csv`.
+        extensions: [epochs done, epochs from then on] for each change of the run's length.
+    """
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_top1: float = -1.0
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    extensions: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Standing":
+        """What a checkpoint holds of it, in today's words.
+
+        Raises:
+            KeyError, TypeError: something is missing or of another kind.
+        """
+        kinds = {f.name: type(getattr(cls(), f.name)) for f in fields(cls)}
+        found = {name: state[name] for name in kinds if name != "extensions" or name in state}
+        for name, value in found.items():
+            if not isinstance(value, kinds[name]) and not (kinds[name] is float and isinstance(value, int)):
+                raise TypeError(f"{name} is of type {type(value).__name__}")
+        standing = cls(**found)
+        standing.best_metrics = {name: in_present_words(value) for name, value in standing.best_metrics.items()}
+        if standing.epoch < 1 or len(standing.history) != standing.epoch:
+            raise TypeError(f"it holds {len(standing.history)} rows of {standing.epoch} epochs")
+        return standing
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the checkpoint holds it."""
+        return asdict(self)
 
 
 class RunFolder:
@@ -41,6 +97,7 @@ class RunFolder:
 
     def __init__(self, path: Path, checkpoint: str = "last.ckpt"):
         self.path = path
+        self._lock: BinaryIO | None = None
         self.checkpoint = path / "checkpoints" / checkpoint
         self.best = path / "best"
         self.attention = path / "attention"
@@ -49,12 +106,78 @@ class RunFolder:
         self._metrics = path / "metrics.csv"
 
     def open(self, recipe: Recipe, resume: Resume) -> None:
-        """Make the folder ready for a new run, or check that it holds one to go on with.
+        """Lock the folder, and make it ready for a new run, or check that it holds one to go on with.
 
         Raises:
-            UserError: it holds a run already, or something else, or nothing to resume, or a run of another recipe, or
-                it cannot be written.
+            UserError: another training writes into it, it holds a run already, or something else, or nothing to resume,
+                or a run of another recipe, or it cannot be written.
         """
+        self._check(recipe, resume)
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire_lock()
+        try:
+            self._check(recipe, resume)  # again: another training may have begun and ended in between
+            with self.writing():
+                self._remove_leftovers()
+            if not self.checkpoint.is_file():
+                self.write_recipe(recipe)
+        except BaseException:
+            self.close()
+            raise
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.yaml`.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        write_text(self._recipe, recipe.to_yaml())
+
+    def epochs(self) -> int:
+        """How long its recipe says that the run is."""
+        return read_recipe(self._recipe).epochs
+
+    def close(self) -> None:
+        """Let another training have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _acquire_lock(self) -> None:
+        """Hold `lock` until `close` or this process's end, whatever ends it.
+
+        A record lock, not flock's: a reader process that was forked from a killed training does not keep it, and NFS
+        has it where its lock service runs.
+        """
+        file = (self.path / LOCK_FILE).open("a+b")
+        try:
+            if fcntl is None:
+                raise OSError("this system has no fcntl")
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: held
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip()
+            file.close()
+            raise UserError(
+                f"another training{f' ({holder})' if holder else ''} is writing into {self.path}; wait for its end or "
+                "stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            file.close()
+            warnings.warn(
+                f"the file system of {self.path} gives no locks ({error.strerror or error}), so nothing keeps a second "
+                "training from writing into the same folder",
+                stacklevel=2,
+            )
+            return
+        self._lock = file
+        with suppress(OSError):  # a full disk: the lock holds without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            file.flush()
+
+    def _check(self, recipe: Recipe, resume: Resume) -> None:
         with self.writing():
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file; --out must be a folder")
@@ -65,12 +188,9 @@ class RunFolder:
                     )
                 self._check_recipe(recipe)
             elif resume == "yes":
-                raise UserError(f"nothing to resume: there is no {self.checkpoint}; leave --resume away to begin")
+                raise UserError(f"nothing to resume: there is no {self.checkpoint}; to begin a run, give no --resume")
             elif self._holds_something_else():
                 raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
-            self._remove_leftovers()
-        if not self.checkpoint.is_file():
-            write_text(self._recipe, recipe.to_yaml())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `checkpoints/last.ckpt`; the one before stays whole until the new one is.
@@ -83,34 +203,41 @@ class RunFolder:
             write_atomic(self.checkpoint, lambda part: _save(state, part))
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """What `save_checkpoint` wrote.
+        """What `save_checkpoint` wrote, in today's words.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or is no checkpoint of a training.
         """
         try:
+            with zipfile.ZipFile(self.checkpoint) as archive:
+                if damaged := archive.testzip():  # torch does not compare checksums
+                    raise ValueError(f"the checksum of {damaged} is not that of its content")
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            if not isinstance(state, dict):
+                raise TypeError(f"it holds a {type(state).__name__}")
+            Standing.of(state)
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            ValueError,
+            TypeError,
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+        ) as error:
             raise UserError(
-                f"{self.checkpoint} is damaged ({first_line(error)}); begin anew in another --out"
+                f"{self.checkpoint} is damaged ({first_line(error)}); begin a new run in another --out"
             ) from error
-        best = {name: in_present_words(value) for name, value in state["best_metrics"].items()}
-        return {**state, "data": in_present_words(state.get("data", {})), "best_metrics": best}
+        return {**state, "data": in_present_words(state.get("data", {}))}
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """`metrics.csv`: a row an epoch, rewritten whole so that a resumed run has no row twice."""
+        """`metrics.csv`: a row an epoch, all of it rewritten so that a resumed run has no row twice."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in history)
         write_text(self._metrics, text.getvalue())
-
-    def best_metrics(self) -> dict[str, Any]:
-        """What the kept model folder says about itself; empty when there is none, or none that is whole."""
-        try:
-            return read_config(self.best)[1].metrics
-        except UserError:
-            return {}
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -123,7 +250,7 @@ class RunFolder:
             yield
         except OSError as error:
             # os.path's does not raise where the folder may not be entered
-            kept = f"; {self.checkpoint} is whole" if os.path.isfile(self.checkpoint) else ""
+            kept = f"; {self.checkpoint} is as it was" if os.path.isfile(self.checkpoint) else ""
             raise UserError(
                 f"cannot write to the run folder {self.path}: {error.strerror or error}{kept}. Make room or make the "
                 f"folder writable, then go on with: patchconvnet train --resume auto --out {self.path}"
@@ -143,7 +270,7 @@ class RunFolder:
         """Whether the folder, which has no checkpoint, holds more than the beginning of a run."""
         if not self.path.is_dir():
             return False
-        names = {file.name for file in self.path.iterdir()} - {aside(self._recipe).name}
+        names = {file.name for file in self.path.iterdir()} - {aside(self._recipe).name, LOCK_FILE}
         return bool(names) and not (names <= _BEGINNING and self._is_our_recipe())
 
     def _is_our_recipe(self) -> bool:
@@ -151,7 +278,9 @@ class RunFolder:
         try:
             text = self._recipe.read_text()
             has_no_remarks = text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
-            return has_no_remarks and read_yaml(self._recipe) == read_recipe(self._recipe).to_dict()
+            read_recipe(self._recipe)
+            # an older version's lacks fields of today
+            return has_no_remarks and read_yaml(self._recipe).keys() >= _FIELDS_OF_EVERY_RUN
         except (UserError, OSError, ValueError, yaml.YAMLError):
             return False
 

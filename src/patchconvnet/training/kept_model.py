@@ -1,0 +1,73 @@
+"""The model folder that a run keeps, `best/`: written after its best epoch, calibrated and tested at the end."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from patchconvnet.errors import UserError
+from patchconvnet.models import AttentionClassifier, load
+from patchconvnet.models.weights import Metadata, read_config
+from patchconvnet.training.calibration import collect_logits, fit_temperature
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+
+
+class KeptModel:
+    """A model folder in a run folder.
+
+    Args:
+        folder: where it stands.
+        half: store the weights as float16.
+    """
+
+    def __init__(self, folder: Path, half: bool):
+        self.folder, self.half = folder, half
+
+    def write(self, model: AttentionClassifier, metadata: Metadata) -> None:
+        """Write it from a network.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        model.metadata = metadata
+        model.save_pretrained(self.folder, dtype="float16" if self.half else "float32")
+
+    def metadata(self) -> Metadata:
+        """What it says about itself; empty when there is none, or none that can be read."""
+        try:
+            return read_config(self.folder)[1]
+        except UserError:
+            return Metadata()
+
+    def load(self) -> AttentionClassifier:
+        """The network, with what it says about itself.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        model = load(self.folder)
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise UserError(f"{self.folder} is damaged: its weights are not finite numbers")
+        return model
+
+    def fault(self, epoch: int) -> str | None:
+        """What is wrong with it, if it is not the readable model of an epoch (counted from 1)."""
+        try:
+            found = self.load().metadata.metrics.get("epoch")
+        except UserError as error:
+            return str(error)
+        return None if found == epoch else f"{self.folder} holds the model of epoch {found}"
+
+
+def calibrate(model: AttentionClassifier, batches: Callable[[], Batches] | None, source: str) -> None:
+    """Give a network the temperature that fits some images, and say in its provenance which images they were.
+
+    Args:
+        batches: (images, labels, …); None leaves the temperature at 1.
+        source: what the images are.
+    """
+    model.metadata.provenance["calibration"] = source
+    model.metadata.temperature = (
+        1.0 if batches is None else round(fit_temperature(*collect_logits(model, batches())), 4)
+    )
