@@ -27,6 +27,7 @@ from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.models import AttentionPooled, AttentionPooledConfig, Metadata, load
 from patchconvnet.models.backbones import UnrolledConv
+from patchconvnet.models.timm_models import takes
 
 K = 5
 SIZE = (64, 96)
@@ -138,7 +139,7 @@ def test_on_the_first_day_nothing_changes(name: str) -> None:
             torch.testing.assert_close(output.attention, torch.full_like(output.attention, 1 / (h * w)))
             assert h * w > 1
         assert model.between == KINDS[name][1]
-        assert model.channels_last == (name in NHWC)
+        assert model.layout == ("channels last" if name in NHWC else "channels first")
         assert not model.training
 
 
@@ -266,6 +267,193 @@ def test_a_flattening_classifier_is_unrolled_over_its_map() -> None:
     assert model(make_image(model, 1, (64, 64)), return_attention=True).attention.shape == (1, 1, 7, 7)
     grid = patch_grid(model, (224, 224), (7, 7))
     assert (grid.first, grid.step) == ((16, 16), (32, 32))
+
+
+# Transformers
+
+TINY_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+# name: (options that make it small, number of prefix tokens, whether it averages its patches, what stands behind them)
+TRANSFORMERS: dict[str, tuple[dict[str, Any], int, bool, str]] = {
+    "vit_tiny_patch16_224": (TINY_VIT, 1, False, "none"),
+    "vit_base_patch16_rpn_224": ({**TINY_VIT, "class_token": False}, 0, True, "norm"),
+    "vit_small_patch14_reg4_dinov2": ({**TINY_VIT, "img_size": [56, 84]}, 5, False, "none"),
+    "vit_base_patch16_siglip_224": (TINY_VIT, 0, False, "layers"),
+    "deit_tiny_distilled_patch16_224": (TINY_VIT, 2, False, "none"),
+    "beit_base_patch16_224": ({**TINY_VIT, "img_size": [64, 96]}, 1, True, "norm"),
+    "eva02_tiny_patch14_224": ({"embed_dim": 48, "depth": 2, "num_heads": 3}, 1, True, "norm"),
+    "cait_xxs24_224": ({**TINY_VIT, "img_size": [64, 96]}, 1, False, "none"),
+    "xcit_nano_12_p16_224": ({"embed_dim": 48, "depth": 2, "num_heads": 3}, 1, False, "none"),
+    "mixer_s32_224": ({}, 0, True, "none"),
+    "hiera_tiny_224": ({"embed_dim": 24, "num_heads": 1, "stages": [1, 1, 1, 1]}, 0, True, "norm"),
+    "levit_128s": ({}, 0, True, "none"),
+    "volo_d1_224": ({}, 1, False, "none"),
+}
+
+
+def transformer(name: str, **options: Any) -> AttentionPooled:
+    torch.manual_seed(0)
+    return with_attention_pooling(name, num_classes=K, **TRANSFORMERS[name][0], **options).eval()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_tokens_become_a_map(name: str, tmp_path: Path) -> None:
+    _, prefix, averages, between = TRANSFORMERS[name]
+    model = transformer(name)
+    assert (model.layout, model.prefix_tokens, model.averages, model.between) == ("tokens", prefix, averages, between)
+    model.metadata = Metadata(preprocessing={"size": list(model.probed_size)})
+    image = make_image(model, 2, model.probed_size)
+    for parameter in (model.pooling.query, model.head.weight):
+        nn.init.normal_(parameter)
+    with torch.no_grad():
+        features = model.forward_features(image)
+        output = model(image, return_attention=True)
+    step = model.patch_size
+    assert features.shape[:2] == (2, model.num_features)
+    assert output.attention.shape[2:] == features.shape[2:]
+    assert [n // step for n in image.shape[2:]] == pytest.approx(features.shape[2:], abs=1)
+    torch.testing.assert_close(output.attention.sum((2, 3)), torch.ones(2, 1))
+    if model.has_exact_evidence:
+        evidence = model(image, return_evidence=True).evidence
+        rest = output.logits - model.head.bias - evidence.sum((2, 3))
+        assert (rest.abs() <= 1e-4 * evidence.abs().sum((2, 3))).all()
+    else:
+        assert look(model, image).evidence.std() > 0
+    model.train()(image).sum().backward()
+    assert model.pooling.query.grad.abs().max() > 0
+    loaded = load(model.eval().save_pretrained(tmp_path))
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_tokens_are_pooled_as_they_were_where_they_were_averaged(name: str) -> None:
+    """Where the network averages, its logits stay; elsewhere they are those of the averaged tokens."""
+    options, prefix, averages, _ = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    if takes(name, "dynamic_img_size"):
+        options = {**options, "dynamic_img_size": True}
+    original = timm.create_model(name, num_classes=K, **options).eval()
+    for parameter in original.parameters():  # classifiers, class tokens and scales may begin at zero
+        nn.init.normal_(parameter, std=0.1)
+    model = with_attention_pooling(original)
+    image = make_image(model, 2, model.probed_size)
+    with torch.no_grad():
+        ours, theirs = model(image), original(image)
+        tokens = original.forward_features(image)
+        mean = model.forward_features(image).mean((2, 3))
+        if not name.startswith("xcit"):  # whose last patches are mixed into the class token alone, and then dropped
+            close(mean, tokens[:, prefix:].mean(1))
+        if averages:
+            close(ours, theirs)
+        else:
+            assert (ours - theirs).abs().max() > 1e-3 * theirs.abs().max()
+            if getattr(original, "aux_head", None) is not None:
+                original.aux_head = None
+            close(ours, original.forward_head(mean[:, None].expand_as(tokens)), 1e-4)
+
+
+def test_patches_of_tokens_lie_where_they_should() -> None:
+    """A change of one patch's pixels changes that patch's embedding most: rows are rows, on a rectangle too."""
+    model = with_attention_pooling("vit_tiny_patch16_224", **{**TINY_VIT, "depth": 1}).eval()
+    for layer in (model.backbone.blocks[0].attn.proj, model.backbone.blocks[0].mlp.fc2):  # patches do not mix
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    image = make_image(model, 1, (64, 96))
+    changed = image.clone()
+    changed[..., 16:32, 64:80] += 1
+    with torch.no_grad():
+        moved = (model.forward_features(changed) - model.forward_features(image)).abs().sum((0, 1))
+    assert moved.shape == (4, 6)
+    assert moved[1, 4] > 0
+    assert torch.count_nonzero(moved) == 1
+    grid = patch_grid(model, (64, 96), (4, 6))
+    assert (grid.first, grid.step) == ((8, 8), (16, 16))
+
+
+def test_transformers_take_images_of_any_size_where_timm_has_it() -> None:
+    model = transformer("vit_tiny_patch16_224")
+    assert model.config.options["dynamic_img_size"] is True
+    assert model(make_image(model, 1, (80, 128)), return_attention=True).attention.shape == (1, 1, 5, 8)
+    fixed = with_attention_pooling("vit_tiny_patch16_224", dynamic_img_size=False, **TINY_VIT)
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 cannot read images of 80×128 pixels"):
+        fixed(torch.zeros(1, 3, 80, 128))
+
+
+def test_published_weights_that_answer_otherwise_say_so(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    published = timm.create_model("vit_tiny_patch16_224", **TINY_VIT)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    with_attention_pooling("vit_tiny_patch16_224", weights=tmp_path / "weights.pth", **TINY_VIT)
+    assert "vit_tiny_patch16_224 does not average its patches" in caplog.text
+    caplog.clear()
+    with_attention_pooling("vit_tiny_patch16_224", weights=tmp_path / "weights.pth", num_classes=3, **TINY_VIT)
+    with_attention_pooling("vit_tiny_patch16_224", **TINY_VIT)
+    assert not caplog.text
+
+
+def test_two_heads_become_their_mean() -> None:
+    torch.manual_seed(0)
+    original = timm.create_model("repvit_m0_9", num_classes=K, distillation=True).eval()
+    for module in original.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.Linear):
+            nn.init.normal_(module.weight, std=0.5)
+            nn.init.normal_(module.bias, std=0.5)
+    model = with_attention_pooling(original)
+    image = make_image(model)
+    with torch.no_grad():
+        output = model(image, return_evidence=True)
+        close(output.logits, original(image))
+        close(output.evidence.sum((2, 3)), output.logits - model.head.bias, 1e-4)
+
+
+# Inference
+
+FUSED = ["resnet10t", "regnety_002", "densenet121", "efficientnet_lite0", "tf_efficientnetv2_b0", "convnext_atto",
+         "swin_tiny_patch4_window7_224", "mobilenetv3_small_050", "vgg11", "resnetv2_18"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_copy_answers_alike(name: str) -> None:
+    model = pooled(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    before = copy.deepcopy(model.state_dict())
+    fused = model.fuse()
+    image = make_image(model)
+    with torch.no_grad():
+        expected, output = (each(image, return_attention=True) for each in (model, fused))
+        close(output.logits, expected.logits, 1e-4)
+        torch.testing.assert_close(output.attention, expected.attention, atol=1e-5, rtol=1e-3)
+        if model.has_exact_evidence:
+            evidence = fused(image, return_evidence=True).evidence
+            rest = output.logits - fused.head.bias - evidence.sum((2, 3))
+            assert (rest.abs() <= 1e-4 * evidence.abs().sum((2, 3))).all()
+        half = model.fuse(torch.bfloat16)(image)
+        assert half.dtype == torch.float32
+        assert not torch.equal(half, output.logits)
+        close(half, expected.logits, 0.1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in each.modules()) for each in (model, fused)]
+    assert norms[1] < norms[0] or not norms[0]
+    if name in ("resnet10t", "efficientnet_lite0"):
+        assert norms[1] == 0
+
+
+def test_what_a_fused_copy_refuses(tmp_path: Path) -> None:
+    model = pooled("resnet10t")
+    fused = model.fuse()
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert fused.eval() is fused
+    for refuse, words in (
+        (fused.train, "can't be trained"),
+        (lambda: fused.save_pretrained(tmp_path), "can't be saved"),
+        (fused.fuse, "fused already"),
+        (model.train().fuse, r"call eval\(\) first"),
+        (lambda: model.eval().fuse(torch.int8), "can't be fused to torch.int8"),
+    ):
+        with pytest.raises(UserError, match=words):
+            refuse()
 
 
 # Where patches lie
@@ -472,11 +660,6 @@ def refused(backbone: str | nn.Module, *args: Any, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("vit_tiny_patch16_224", "it has no spatial map; its features are a sequence of tokens, (B, 197, 192)"),
-        ("mixer_s32_224", "it has no spatial map"),
-        ("hiera_tiny_224", "it has no spatial map"),
-        ("deit_tiny_distilled_patch16_224", "it has not one linear classifier, but tuple"),
-        ("repvit_m0_9", "it has not one linear classifier, but RepVitClassifier"),
         ("resnet50_clip", "its head does something else than to average the map"),
         ("efficientvit_b0", "its head does something else than to average the map"),
     ],

@@ -9,26 +9,31 @@ Source: Touvron et al. 2021, arXiv 2112.13692, section 3.2; pytorch-image-models
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BlurPool2d
-from timm.layers.padding import get_same_padding
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, first_line
+from patchconvnet.hardware import fastest_dtype
 from patchconvnet.models import checkpoints, timm_models
 from patchconvnet.models.classifier import AttentionClassifier, check_config, check_image, is_checking
+from patchconvnet.models.folding import convert_matrices, fold_batch_norms
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.modes import evaluation_mode
+from patchconvnet.models.patch_centres import Reduction, follow, noting_reductions, pair
 from patchconvnet.models.pooling import ClassWiseLinear, Pooled, PoolingName, build_pooling
 from patchconvnet.models.weights import Metadata, cfg_for_channels
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def with_attention_pooling(
         asked = {"in_chans": own["in_chans"]} if own.get("in_chans") is not None else {}
         if num_classes is not None and weights is None:
             asked["num_classes"] = max(num_classes, 1)
+        if "dynamic_img_size" not in options and timm_models.takes(name, "dynamic_img_size"):
+            options["dynamic_img_size"] = True
         source = _create(name, {**options, **asked}, pretrained, weights)
     else:
         if comes_with_weights:
@@ -136,6 +143,12 @@ def with_attention_pooling(
     elif comes_with_weights:
         published = checkpoints.published_metadata(model.pretrained_cfg, model.num_classes)
         model.metadata = Metadata(class_names=published.class_names, provenance=published.provenance)
+        if not model.averages and num_classes in (None, model.pretrained_cfg.get("num_classes")):
+            _logger.warning(
+                "%s does not average its patches in front of its classifier, but reads a token or pools by attention; "
+                "with their average instead, its published answers change until it is trained on your images",
+                name,
+            )
     return model
 
 
@@ -180,13 +193,12 @@ class AttentionPooled(AttentionClassifier):
         classifier = _take_classifier(source, c.backbone)
         self.backbone = source
         self.unrolled: nn.Module = nn.Identity()
-        self._look_at_backbone()
+        self._measure_backbone()
         self._build_head()
         if classifier is not None and isinstance(self.head, nn.Linear | ClassWiseLinear):
             with torch.no_grad():
-                self.head.weight.copy_(classifier.weight.flatten(1))
-                if classifier.bias is not None:
-                    self.head.bias.copy_(classifier.bias)
+                self.head.weight.copy_(classifier[0])
+                self.head.bias.copy_(classifier[1])
         like = next(source.parameters())
         self.to(like.device, like.dtype).train(source.training)
 
@@ -209,26 +221,35 @@ class AttentionPooled(AttentionClassifier):
     def forward_features(self, image: Tensor) -> Tensor:
         """Image (B, C_in, H, W) → the map that the backbone would average, (B, C, h, w)."""
         if not is_checking():
-            return self._map(self.backbone.forward_features(image))  # type: ignore[operator]
+            return self._map(image)
         check_image(image, self.in_chans, self.patch_size)
         try:
-            return self._map(self.backbone.forward_features(image))  # type: ignore[operator]
-        except AssertionError as error:  # how timm's networks of one input size say so
+            return self._map(image)
+        except (AssertionError, RuntimeError) as error:  # how timm's networks of one input size say so
+            if isinstance(error, RuntimeError) and image.shape[2:] == self.probed_size:
+                raise
             height, width = image.shape[2:]
             raise UserError(
                 f"{self.config.backbone} cannot read images of {height}×{width} pixels: {first_line(error)}"
             ) from error
+
+    def _map(self, image: Tensor) -> Tensor:
+        backbone: Any = self.backbone
+        if self.layout == "tokens":
+            return token_map(backbone, image, self.norms_tokens)
+        features = backbone.forward_features(image)
+        return self.unrolled(features.permute(0, 3, 1, 2) if self.layout == "channels last" else features)
 
     def neck(self, vector: Tensor) -> Tensor:
         """What stands between pooling and classifier, as the backbone has it."""
         flat = vector.flatten(0, -2)  # (B, C), or (B·K, C) where every class has a vector
         if self.neck_overwrites:
             flat = flat.clone()
-        one_patch = flat[:, None, None, :] if self.channels_last else flat[:, :, None, None]
+        if self.layout == "tokens":  # whatever the backbone takes of them, it takes the vector
+            one_patch = flat[:, None].expand(-1, self.prefix_tokens + 1, -1)
+        else:
+            one_patch = flat[:, :, None, None] if self.layout == "channels first" else flat[:, None, None, :]
         return self.backbone.forward_head(one_patch).unflatten(0, vector.shape[:-1])  # type: ignore[operator]
-
-    def _map(self, features: Tensor) -> Tensor:
-        return self.unrolled(features.permute(0, 3, 1, 2) if self.channels_last else features)
 
     def patch_positions(
         self, size: tuple[int, int], shape: tuple[int, int]
@@ -269,42 +290,62 @@ class AttentionPooled(AttentionClassifier):
 
     # What the backbone is like
 
-    def _look_at_backbone(self) -> None:
+    def _measure_backbone(self) -> None:
         """Run the backbone once, and find out what is needed to put a pooling into it.
 
         probed_size: (height, width) of the image it is run on.
         patch_size: pixels of the image to one patch.
         first_centre: (y, x) centre of the first patch in pixels, or None where patches divide any image evenly.
-        channels_last: whether the features are (B, h, w, C).
+        layout: of the features: "channels first" (B, C, h, w), "channels last" (B, h, w, C), or "tokens" (B, P + N, C),
+            of which P = `prefix_tokens` have no place in the image; `norms_tokens`: whether the last norm is in them.
         num_features, head_hidden_size: channels C of the map, and those that the classifier reads.
+        averages: whether the backbone's own pooling is the average over the map, so that ours begins as its own.
         between: what stands between pooling and classifier but for dropout: "none", a "norm" (a LayerNorm of the name
             `norm_name`), or other "layers".
         neck_overwrites: whether these begin with an operation in place.
         """
         backbone: Any = self.backbone
         name = self.config.backbone
+        self.layout: Layout
+        self.norms_tokens, self.prefix_tokens = False, 0
         with evaluation_mode(backbone), torch.no_grad():
-            self.probed_size, features, layers = _run_once(backbone, self.pretrained_cfg, self.in_chans, name)
-            self.channels_last = features.shape[1] != backbone.num_features == features.shape[-1]
-            grid = features.shape[1:3] if self.channels_last else features.shape[2:]
+            self.probed_size, image, features, layers = _run_once(backbone, self.pretrained_cfg, self.in_chans, name)
+            if features.ndim == 3:
+                self.layout = "tokens"
+                self.norms_tokens, shape = find_token_map(backbone, image, features, name)
+                grid: Sequence[int] = shape[2:]
+                self.prefix_tokens = features.shape[1] - shape[2:].numel()
+            elif features.shape[1] != backbone.num_features == features.shape[-1]:
+                self.layout, grid = "channels last", features.shape[1:3]
+            else:
+                self.layout, grid = "channels first", features.shape[2:]
             self.first_centre: tuple[float, float] | None
-            self.first_centre, self.patch_size = _follow(layers, self.probed_size, grid)
+            self.first_centre, self.patch_size = follow(layers, self.probed_size, grid)
             # random features, so that a map that happens to be constant cannot hide what is done to it
             features = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
-            expected = backbone.forward_head(features)
+            try:
+                expected = backbone.forward_head(features)
+            except _FAULTS as error:
+                raise _unlike(name, f"its head does not take other features ({first_line(error)})") from error
             if isinstance(mlp := getattr(backbone, "pre_logits", None), ConvMlp):
                 self.unrolled = UnrolledConv(mlp.fc1)
                 backbone.pre_logits = nn.Sequential(mlp.act1, mlp.drop, mlp.fc2, mlp.act2)
                 self.first_centre = None
-            vector = self._map(features).mean((2, 3))
+            if self.layout == "tokens":
+                vector = features[:, self.prefix_tokens :].mean(1)
+            else:
+                vector = (
+                    self.unrolled(features).mean((2, 3)) if self.layout == "channels first" else features.mean((1, 2))
+                )
             given, called = vector.clone(), list[str]()
             self.neck_overwrites = False
             try:
                 with _noting(backbone, nn.LayerNorm, called):
                     after = self.neck(given).clone()
-            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            except _FAULTS as error:
                 raise _unlike(name, f"its head does not take a vector ({first_line(error)})") from error
-            if not _same(after, expected):
+            self.averages = _same(after, expected)
+            if not self.averages and self.layout != "tokens":
                 raise _unlike(name, "its head does something else than to average the map and go on with the mean")
             self.neck_overwrites = not torch.equal(given, vector)
             self.num_features, self.head_hidden_size = vector.shape[1], after.shape[1]
@@ -336,6 +377,25 @@ class AttentionPooled(AttentionClassifier):
             if not _same(self.forward_head(self.forward_features(image)), twin(image)):
                 raise UserError(sentence)
 
+    # Inference
+
+    def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedAttentionPooled":
+        """A copy for inference: the same answers, faster. This network stays as it is.
+
+        Batch norms go into the convolutions in front of them, and on a CPU memory is channels-last.
+
+        Args:
+            dtype: number format of the backbone's convolutions and matrices, by autocast. None keeps the weights' own,
+                and answers are equal to 1e-4; "auto" takes bfloat16 where the device computes in it, to some percent.
+                Pooling and classifier keep the weights' format in any case.
+
+        Raises:
+            UserError: while the network is in training mode.
+        """
+        if self.training:
+            raise UserError("a network in training mode can't be fused: its weights still change; call eval() first")
+        return FusedAttentionPooled(self, dtype)
+
     # The rest of timm's contract
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -366,6 +426,42 @@ class AttentionPooled(AttentionClassifier):
         }
 
 
+class FusedAttentionPooled(AttentionPooled):
+    """What `AttentionPooled.fuse` returns: it answers as before, and refuses what needs the weights it was made of."""
+
+    def __init__(self, model: AttentionPooled, dtype: torch.dtype | Literal["auto"] | None):
+        nn.Module.__init__(self)
+        self.__dict__.update(copy.deepcopy(model).__dict__)
+        like = next(model.parameters())
+        self.dtype = fastest_dtype(like.device) if dtype == "auto" else dtype or like.dtype
+        if not self.dtype.is_floating_point:
+            raise UserError(f"a network can't be fused to {self.dtype}; use a floating point format, 'auto' or None")
+        self.requires_grad_(False)
+        with torch.no_grad():
+            image = _noise(self.in_chans, self.probed_size, like)
+            fold_batch_norms(self.backbone, lambda: AttentionPooled._map(self, image))
+            if self.dtype != like.dtype:
+                convert_matrices(self.backbone, self.dtype, lambda: AttentionPooled._map(self, image))
+        self.to(memory_format=torch.channels_last)
+
+    def _map(self, image: Tensor) -> Tensor:
+        features = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != image.dtype):
+            features = super()._map(features)
+        return features.to(image.dtype)
+
+    def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedAttentionPooled":
+        raise UserError("this network is fused already")
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise UserError("a fused network can't be trained; train the network that it was made from")
+        return super().train(False)
+
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
+        raise UserError("a fused network can't be saved; save the network that it was made from")
+
+
 class UnrolledConv(nn.Module):
     """A k×k convolution over a k×k map as a linear layer for each place, whose mean over the places is the convolution.
 
@@ -386,6 +482,51 @@ class UnrolledConv(nn.Module):
         places = F.adaptive_avg_pool2d(features, self.size).flatten(2).permute(2, 0, 1)  # (k², B, C)
         values = torch.baddbmm(self.bias, places * len(self.weight), self.weight)  # (k², B, D)
         return values.permute(1, 2, 0).unflatten(2, self.size)
+
+
+# Transformers
+
+Layout = Literal["channels first", "channels last", "tokens"]
+
+
+def token_map(backbone: Any, image: Tensor, norm: bool) -> Tensor:
+    """The last patches of a network of tokens as timm makes a map of them (B, C, h, w), its last norm done or not."""
+    return backbone.forward_intermediates(image, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+def find_token_map(backbone: Any, image: Tensor, tokens: Tensor, name: str) -> tuple[bool, torch.Size]:
+    """Whether `token_map` with the norm or without it gives the tokens that go into the head, and its shape.
+
+    A head that reads nothing but a class token may be given others, of which the class token was made (XCiT): these
+    with the norm, then.
+
+    Args:
+        tokens: what `forward_features` made of the image, (B, P + N, C).
+
+    Raises:
+        UserError: neither does.
+    """
+    if not hasattr(backbone, "forward_intermediates"):
+        raise _unlike(name, f"timm does not tell where its tokens, (B, {str(tuple(tokens.shape[1:]))[1:]}, lie")
+    told = ""
+    shapes: list[torch.Size] = []
+    for norm in (True, False):
+        try:
+            found = token_map(backbone, image, norm)
+        except _FAULTS as error:
+            told = first_line(error)
+            continue
+        prefix = tokens.shape[1] - found.shape[2:].numel()
+        if prefix >= 0 and _same(found.mean((2, 3)), tokens[:, prefix:].mean(1)):
+            return norm, found.shape
+        told = f"a map of {tuple(found.shape)} is not tokens of {tuple(tokens.shape)}"
+        if norm and prefix > 0 and found.shape[1] == tokens.shape[2]:
+            others = torch.cat([tokens[:, :prefix], torch.zeros_like(tokens[:, prefix:])], 1)
+            if torch.equal(backbone.forward_head(others), backbone.forward_head(tokens)):
+                shapes.append(found.shape)
+    if shapes:
+        return True, shapes[0]
+    raise _unlike(name, f"its tokens are not those that timm lays out as a map ({told})")
 
 
 # Making, and taking apart
@@ -423,54 +564,84 @@ def _preprocessing_cfg(source: nn.Module, config: AttentionPooledConfig) -> dict
     return cfg_for_channels(cfg, config.in_chans)
 
 
-def _take_classifier(source: nn.Module, name: str) -> nn.Linear | nn.Conv2d | None:
-    """Put an identity in the classifier's place, and return it; None where there is none."""
+def _take_classifier(source: Any, name: str) -> tuple[Tensor, Tensor] | None:
+    """Put identities in the classifier's place, and return its weight (K, C) and bias (K,); None where there is none.
+
+    Of two heads whose logits are averaged (distilled networks), which both get the pooled vector now, it is the mean.
+    """
     if not all(hasattr(source, method) for method in ("forward_features", "forward_head", "get_classifier")):
         raise _unlike(name, "it is no classifier of timm's")
-    classifier = source.get_classifier()  # type: ignore[operator]
-    if isinstance(classifier, nn.Identity):
+    if getattr(source, "aux_head", None) is not None:  # VOLO's, whose logits for each token were added by their maximum
+        source.aux_head = None
+    found: Any = source.get_classifier()
+    classifiers: list[Any] = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    if all(isinstance(classifier, nn.Identity) for classifier in classifiers):
         return None
-    inner = classifier.modules() if isinstance(classifier, nn.Module) else ()
-    linear = [module for module in inner if _outputs(module) == source.num_classes]
-    if len(linear) != 1:
-        raise _unlike(name, f"it has not one linear classifier, but {type(classifier).__name__}")
-    path = next(path for path, module in source.named_modules() if module is linear[0])
+    inner: list[Any] = [
+        m for c in classifiers if isinstance(c, nn.Module) for m in c.modules() if _outputs(m) == source.num_classes
+    ]
+    if len(inner) == 1 == len(classifiers):
+        linear = inner[0]
+        weight = linear.weight.detach().flatten(1)
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach()
+        _replace(source, linear)
+        return weight, bias
+    if len(inner) < 2 or len({linear.weight.shape for linear in inner}) > 1:
+        raise _unlike(name, f"it has not one linear classifier, but {type(found).__name__}")
+    with evaluation_mode(source), torch.no_grad():
+        like = inner[0].weight
+        units = torch.eye(like.shape[1]).to(like)
+        noise = torch.randn(3, len(units), generator=torch.Generator().manual_seed(0)).to(like)
+        answers = torch.stack([c(torch.cat([torch.zeros_like(units[:1]), units, noise])) for c in classifiers]).mean(0)
+    bias, weight = answers[0], (answers[1:-3] - answers[0]).mT
+    if not _same(noise @ weight.mT + bias, answers[-3:]):
+        raise _unlike(name, f"its classifier, a {type(found).__name__}, is not linear")
+    for classifier in classifiers:
+        _replace(source, classifier)
+    return weight, bias
+
+
+def _replace(source: nn.Module, module: nn.Module) -> None:
+    path = next(path for path, each in source.named_modules() if each is module)
     source.set_submodule(path, nn.Identity())
-    return linear[0]  # type: ignore[return-value]
 
 
-def _outputs(module: nn.Module) -> int | None:
+def _outputs(module: Any) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     is_linear = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    return module.out_channels if is_linear else None  # type: ignore[return-value]
+    return module.out_channels if is_linear else None
 
 
 def _unlike(name: str, why: str) -> UserError:
     return UserError(
-        f"{name} cannot get attention pooling: {why}. Networks can that average a map (B, C, h, w) over its places in "
-        "front of a linear classifier: convolutional ones, and hierarchical ones such as Swin"
+        f"{name} cannot get attention pooling: {why}. Networks can whose features are a map or tokens of patches that "
+        "are pooled in front of a linear classifier: convolutional ones, and transformers"
     )
 
 
 def _run_once(
     backbone: Any, cfg: dict[str, Any], in_chans: int, name: str
-) -> tuple[tuple[int, int], Tensor, "list[_Reduction]"]:
-    """The size of an image, small where the network takes small ones, its features, and the layers that reduced it."""
-    like, size = next(backbone.parameters()), _SMALL
-    with _noting_reductions(backbone) as layers:
-        try:
-            features = backbone.forward_features(_noise(in_chans, size, like))
-        except (AssertionError, RuntimeError, ValueError):
+) -> tuple[tuple[int, int], Tensor, Tensor, list[Reduction]]:
+    """The size of an image, small where the network takes small ones, the image, its features, and the layers that
+    reduced it."""
+    like = next(backbone.parameters())
+    with noting_reductions(backbone) as layers:
+        for size in (_SMALL, own := pair(cfg["input_size"][1:])):
             layers.clear()
-            size = _pair(cfg["input_size"][1:])
-            features = backbone.forward_features(_noise(in_chans, size, like))
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        tokens = isinstance(features, Tensor) and f"a sequence of tokens, (B, {str(tuple(features.shape[1:]))[1:]}"
-        raise _unlike(name, f"it has no spatial map; its features are {tokens or 'several'}")
-    return size, features, layers
+            image = _noise(in_chans, size, like)
+            try:
+                features = backbone.forward_features(image)
+                break
+            except _FAULTS as error:
+                if size == own:
+                    raise _unlike(name, f"it cannot read an image of its own size ({first_line(error)})") from error
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise _unlike(name, f"its features are {'several' if not isinstance(features, Tensor) else 'one vector'}")
+    return size, image, features, layers
 
 
+_FAULTS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError, AttributeError)  # of networks unlike others
 _SMALL = (64, 96)  # pixels; not square, so that no two axes are alike
 
 
@@ -501,70 +672,3 @@ def _noting(model: nn.Module, kind: type[nn.Module], names: list[str]) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
-
-
-# Where patches lie
-
-
-class _Reduction(NamedTuple):
-    """A layer as it was run that made the map smaller: (height, width) before and behind it, and for both axes how far
-    its kernel reaches, its stride, and how many pixels were padded in front."""
-
-    size: tuple[int, int]
-    behind: tuple[int, int]
-    reach: tuple[int, int]
-    stride: tuple[int, int]
-    front: tuple[int, int]
-
-
-@contextmanager
-def _noting_reductions(backbone: nn.Module) -> Iterator[list[_Reduction]]:
-    reductions: list[_Reduction] = []
-
-    def note(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs[0].shape[-2:] == output.shape[-2:]:
-            return
-        size, behind = _pair(inputs[0].shape[-2:]), _pair(output.shape[-2:])
-        blurs = isinstance(layer, BlurPool2d)
-        kernel, stride = _pair(layer.filt_size if blurs else layer.kernel_size), _pair(layer.stride)
-        dilation, padding = _pair(getattr(layer, "dilation", 1)), _pair(layer.padding[::2] if blurs else layer.padding)
-        reach, front = [0, 0], [0, 0]
-        for i in (0, 1):
-            reach[i] = (kernel[i] - 1) * dilation[i] + 1
-            told = (size[i] + 2 * padding[i] - reach[i]) // stride[i] + 1 == behind[i]
-            # else TensorFlow's padding, or a length that was rounded up
-            front[i] = padding[i] if told else get_same_padding(size[i], kernel[i], stride[i], dilation[i]) // 2
-        reductions.append(_Reduction(size, behind, _pair(reach), stride, _pair(front)))
-
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)
-    handles = [layer.register_forward_hook(note) for layer in backbone.modules() if isinstance(layer, kinds)]
-    try:
-        yield reductions
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _follow(layers: list[_Reduction], size: Sequence[int], grid: Sequence[int]) -> tuple[tuple[float, float], int]:
-    """Centre (y, x) of the first patch's receptive field, and the distance of patches, in pixels of the image.
-
-    Followed from the image to the map. Of several layers that lead on, the one that reduces least is the way (others
-    serve attention), and of those alike the one that reaches farthest (shortcuts are short). What reduces without a
-    convolution or a pooling merges neighbours (Swin), which leaves centres in the middle.
-    """
-    centre, step, at = [0.5, 0.5], [1, 1], _pair(size)
-    while at != _pair(grid) and (ways := [layer for layer in layers if layer.size == at]):
-        way = max(ways, key=lambda layer: (layer.behind, layer.reach))
-        for i in (0, 1):
-            centre[i] += ((way.reach[i] - 1) / 2 - way.front[i]) * step[i]
-            step[i] *= way.stride[i]
-        at = way.behind
-    for i in (0, 1):
-        merged = round(at[i] / grid[i])
-        centre[i] += (merged - 1) / 2 * step[i]
-        step[i] *= merged
-    return (centre[0], centre[1]), step[0]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -75,6 +75,16 @@ def create(
     return model
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether timm's model of that name has a switch; nothing is computed to find out."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, **{option: True})
+    except Exception:  # whatever is wrong with the name, or with making it of nothing, making it will say
+        return False
+    return True
+
+
 def unknown(name: str) -> UserError:
     """What to say of a name that timm does not have."""
     base = name.partition(".")[0]

@@ -1,0 +1,164 @@
+"""Of how many of timm's architectures can attention pooling have the features? Counted by trying.
+
+    python benchmarks/coverage.py                 # goes on where it stopped; writes docs/backbones.md
+    python benchmarks/coverage.py --only resnet50 volo_d1_224
+
+Every architecture with a classifier is made on the meta device, which costs nothing, to see its structure: its class, how
+it pools, and the layers behind its blocks. Of those of one structure the smallest is made for real, with random weights,
+and wrapped; the others count as it does. One thread, some 20 minutes.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import timm
+import torch
+from timm.models._registry import _model_to_module
+from torch import nn
+
+from patchconvnet import UserError
+from patchconvnet.models import AttentionPooled
+from patchconvnet.models.backbones import with_attention_pooling
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "docs" / "benchmarks" / "coverage.json"
+PAGE = ROOT / "docs" / "backbones.md"
+MARK = "<!-- the table is written by benchmarks/coverage.py -->"
+
+
+def structure(model: nn.Module) -> str:
+    """What decides whether and how a network wraps, apart from its sizes."""
+    told: list[str] = [f"{type(model).__module__.rpartition('.')[2]}.{type(model).__name__}"]
+    told += [
+        f"{key}={getattr(model, key)}"
+        for key in ("global_pool", "num_prefix_tokens", "pool_type")
+        if hasattr(model, key)
+    ]
+    for name, child in model.named_children():
+        if name in ("blocks", "stages", "layers", "features", "stem", "patch_embed") or name.startswith(
+            ("layer", "stage")
+        ):
+            continue
+        inner = ",".join(sorted({type(m).__name__ for m in child.modules()}))
+        told.append(f"{name}:{inner}")
+    return " ".join(told)
+
+
+def survey() -> dict[str, dict[str, Any]]:
+    """Family, structure and size of each architecture that has a classifier."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in timm.list_models(exclude_filters="patchconvnet*"):
+        with torch.device("meta"):
+            try:
+                model = timm.create_model(name)
+                if not getattr(model, "num_classes", 0):
+                    model = timm.create_model(name, num_classes=1000)
+            except Exception as error:
+                found[name] = {
+                    "family": _model_to_module[name],
+                    "structure": name,
+                    "parameters": 0,
+                    "error": str(error),
+                }
+                continue
+        try:
+            classifier: Any = model.get_classifier()
+        except Exception:
+            classifier = None
+        if classifier is None or isinstance(classifier, nn.Identity):
+            continue
+        found[name] = {
+            "family": _model_to_module[name],
+            "structure": structure(model),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+    return found
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """Wrap it with random weights: how it went."""
+    start = time.perf_counter()
+    try:
+        model: AttentionPooled = with_attention_pooling(name, num_classes=1000)
+    except UserError as error:
+        why = str(error).partition("cannot get attention pooling: ")[2].partition(". Networks can")[0] or str(error)
+        return {"wraps": False, "why": why, "seconds": round(time.perf_counter() - start, 1)}
+    except Exception as error:
+        return {"wraps": False, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {
+        "wraps": True,
+        "layout": model.layout,
+        "averages": model.averages,
+        "evidence": "first order" if model.between == "layers" else "exact",
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def table(record: dict[str, dict[str, Any]], tried: dict[str, dict[str, Any]]) -> str:
+    families: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in record.values():
+        families[each["family"]].append(
+            {**each, **tried.get(each["structure"], {"wraps": False, "why": "not tried yet"})}
+        )
+    everything = [each for members in families.values() for each in members]
+    wraps = [each for each in everything if each["wraps"]]
+    exact = sum(each["evidence"] == "exact" for each in wraps)
+    same = sum(each["averages"] for each in wraps)
+    lines = [
+        f"timm {timm.__version__}: **{len(wraps)} of {len(everything)}** architectures with a classifier "
+        f"({len(wraps) / len(everything):.1%}) in {len(families)} families; {len(tried)} structures, of each of which the "
+        f"smallest was tried. Of these {len(wraps)}, {same} average as they are, so that their logits stay; {exact} have "
+        "exact evidence.",
+        "",
+        "| family | wrap | of | logits stay | exact evidence | why the rest do not |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family, members in sorted(families.items()):
+        yes = [each for each in members if each["wraps"]]
+        reasons = Counter(each["why"] for each in members if not each["wraps"])
+        why = "; ".join(f"{reason.replace('|', '/')} ({count})" for reason, count in reasons.most_common())
+        stay, sure = sum(each["averages"] for each in yes), sum(each["evidence"] == "exact" for each in yes)
+        lines.append(f"| {family} | {len(yes)} | {len(members)} | {stay} | {sure} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="try these architectures, and print how it went")
+    parser.add_argument("--again", action="store_true", help="try again what did not wrap")
+    parser.add_argument("--limit", type=float, default=700, help="millions of parameters that are tried at most")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.only:
+        for name in options.only:
+            print(name, attempt(name))
+        return
+    stored = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    record = stored["survey"] if stored.get("timm") == timm.__version__ else survey()
+    tried: dict[str, dict[str, Any]] = stored.get("tried", {}) if stored.get("timm") == timm.__version__ else {}
+    smallest: dict[str, str] = {}
+    for name, each in sorted(record.items(), key=lambda item: item[1]["parameters"]):
+        smallest.setdefault(each["structure"], name)
+    print(f"{len(record)} architectures, {len(smallest)} structures, {len(tried)} of them tried")
+    for kind, name in smallest.items():
+        if kind in tried and (tried[kind]["wraps"] or not options.again):
+            continue
+        if record[name]["parameters"] > options.limit * 1e6:
+            tried[kind] = {"name": name, "wraps": False, "why": f"over {options.limit:.0f} M parameters, not tried"}
+        else:
+            tried[kind] = {"name": name, **attempt(name)}
+        print(name, tried[kind], flush=True)
+        RECORD.write_text(json.dumps({"timm": timm.__version__, "survey": record, "tried": tried}, indent=1) + "\n")
+    text = PAGE.read_text() if PAGE.is_file() else f"{MARK}\n"
+    PAGE.write_text(text[: text.index(MARK) + len(MARK)] + "\n\n" + table(record, tried))
+
+
+if __name__ == "__main__":
+    main()
