@@ -66,6 +66,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "ghostnet_050": ({}, "layers"),
     "mambaout_femto": ({"depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]}, "layers"),
     "caformer_s18": ({}, "layers"),
+    "efficientvit_b0": ({}, "layers"),
     "vgg11": ({"mlp_ratio": 1 / 64}, "layers"),
 }
 NHWC = {"swin_tiny_patch4_window7_224", "mambaout_femto"}
@@ -661,7 +662,7 @@ def refused(backbone: str | nn.Module, *args: Any, **options: Any) -> str:
     ("name", "words"),
     [
         ("resnet50_clip", "its head does something else than to average the map"),
-        ("efficientvit_b0", "its head does something else than to average the map"),
+        ("crossvit_tiny_240", "it has not one linear classifier, but ModuleList"),
     ],
 )
 def test_networks_that_do_not_average_a_map(name: str, words: str) -> None:

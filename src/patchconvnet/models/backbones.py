@@ -331,6 +331,9 @@ class AttentionPooled(AttentionClassifier):
                 self.unrolled = UnrolledConv(mlp.fc1)
                 backbone.pre_logits = nn.Sequential(mlp.act1, mlp.drop, mlp.fc2, mlp.act2)
                 self.first_centre = None
+            head: Any = getattr(backbone, "head", None)
+            if hasattr(head, "in_conv"):  # EfficientViT's, in front of the average
+                self.unrolled, head.in_conv = head.in_conv, nn.Identity()
             if self.layout == "tokens":
                 vector = features[:, self.prefix_tokens :].mean(1)
             else:
@@ -354,7 +357,10 @@ class AttentionPooled(AttentionClassifier):
                 self.between = "none"
             elif len(called) == 1:
                 norm: Any = backbone.get_submodule(called[0])
-                if _same(after, F.layer_norm(vector, (vector.shape[1],), norm.weight, norm.bias, norm.eps)):
+                width = (vector.shape[1],)
+                if norm.normalized_shape == width and _same(
+                    after, F.layer_norm(vector, width, norm.weight, norm.bias, norm.eps)
+                ):
                     self.between, self.norm_name = "norm", called[0]
 
     def check_rebuilt(self) -> None:
