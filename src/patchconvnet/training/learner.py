@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import AttentionClassifier
@@ -27,6 +28,7 @@ class Learner:
         model: the network, freshly built.
         recipe: says how it learns.
         fabric: devices and precision.
+        class_weights: (K,) of the loss; all alike by default.
 
     Attributes:
         plain: the network without what Fabric puts around it.
@@ -37,8 +39,9 @@ class Learner:
         UserError: the optimizer does not exist or does not take these options.
     """
 
-    def __init__(self, model: AttentionClassifier, recipe: Recipe, fabric: Fabric):
+    def __init__(self, model: AttentionClassifier, recipe: Recipe, fabric: Fabric, class_weights: Tensor | None = None):
         self.fabric, self.recipe = fabric, recipe
+        self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
         self.plain = self.whole = model
         if is_sharded(fabric):  # which takes weights in their plain memory layout only
             self.whole = copy.deepcopy(model).to(fabric.device)
@@ -57,6 +60,14 @@ class Learner:
         self.ema = ModelEmaV3(self.plain, options.ema_decay, use_warmup=True) if options.ema_decay else None
         if self.ema is not None:
             self.whole = self.ema.module
+
+    def train_mode(self) -> None:
+        """Training mode, but for the batch norms that keep their statistics."""
+        self.model.train()
+        if self.recipe.optimization.freeze_batch_norm:
+            for module in self.plain.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def update(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]], step: int, rate: float) -> tuple[Tensor, Tensor]:
         """Take the parts of one batch and move the weights once.
@@ -96,7 +107,7 @@ class Learner:
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         soft = targets.ndim == 2  # Mixup's and CutMix's targets are smoothed already
         smoothing = 0.0 if soft else self.recipe.optimization.label_smoothing
-        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return F.cross_entropy(logits.float(), targets, self.class_weights, label_smoothing=smoothing)
 
     def gather(self) -> None:
         """Bring `whole` up to date where weights are divided over processes."""

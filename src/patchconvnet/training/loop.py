@@ -33,7 +33,7 @@ from patchconvnet.training.launch import Hardware, agreed, launch
 from patchconvnet.training.learner import Learner
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.optimization import learning_rate
-from patchconvnet.training.probing import FEATURES_FILE, probe
+from patchconvnet.training.probing import FEATURES_FILE, class_weights, fit_head, probe, with_pooling
 from patchconvnet.training.progress import TrainingProgress, describe_data
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import Resume, RunFolder, Standing
@@ -104,11 +104,16 @@ class _Training:
         recipe, images = self.recipe, self.data.require("train")
         self.batches = EpochBatches(images, recipe, self.fabric)
         torch.manual_seed(recipe.seed)
+        if recipe.method == "finetune":
+            recipe = with_pooling(recipe)
         model = build_model(recipe, len(self.data.class_names))
+        if recipe.method == "finetune" and not self.folder.checkpoint.is_file():
+            fit_head(model, recipe, self.data, self.fabric.device)
         model.metadata.temperature = 1.0  # of a model folder that training starts from
         if recipe.model.whiten:
             whiten(model, recipe, self.batches.source, len(images))
-        self.learner = Learner(model, recipe, self.fabric)
+        weights = class_weights(images.labels, model.num_classes) if recipe.optimization.balanced else None
+        self.learner = Learner(model, recipe, self.fabric, weights)
         self.monitor = AttentionMonitor(
             self.data.validation or images, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
         )
@@ -120,7 +125,7 @@ class _Training:
         classes = len(self.data.class_names)
         with TrainingProgress(epochs, self.batches.steps, self.standing.epoch, self.first, classes) as progress:
             progress.say("\n".join([*self._announcement(), *notes]))
-            while self.standing.epoch < epochs:
+            while self.standing.epoch < epochs and not self._is_out_of_patience():
                 self._run_epoch(progress)
             with agreed(self.fabric), self.folder.writing():
                 if self.first:
@@ -132,6 +137,12 @@ class _Training:
             if self.recipe.monitor.every:
                 progress.say(f"attention figures: {self.folder.attention}")
         return self.folder.best
+
+    def _is_out_of_patience(self) -> bool:
+        patience, standing = self.recipe.patience, self.standing
+        if patience is None or self.data.validation is None:
+            return False
+        return standing.epoch - 1 - standing.best_epoch >= patience
 
     # One epoch
 
@@ -186,7 +197,7 @@ class _Training:
         epoch, local = self.standing.epoch, batch_size // self.fabric.world_size
         losses, correct = torch.zeros(steps, device=device), torch.zeros(2, device=device)
         started = refreshed = time.perf_counter()
-        self.learner.model.train()
+        self.learner.train_mode()
         batches = self.batches.epoch(epoch, self.learner.plain.patch_size)
         for step in range(steps):
             number = epoch * steps + step

@@ -2,8 +2,10 @@
 
 import difflib
 import math
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
@@ -77,20 +79,21 @@ def build_optimizer(model: AttentionClassifier, options: OptimizationOptions) ->
     muon = options.has_fallback
     outer = _outer_weights(model) if muon else set()
     fallback_rate = options.fallback_learning_rate or options.learning_rate
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    scales = _layer_scales(model, options.layer_decay)
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = parameter.ndim > 1 and name not in spared
             fallback = muon and (not decay or name in outer)
-            groups.setdefault((decay, fallback), []).append(parameter)
+            groups.setdefault((decay, fallback, scales.get(name, 1.0)), []).append(parameter)
     parameters = [
         {
             "params": members,
             "weight_decay": options.weight_decay if decay else 0.0,
-            "initial_lr": fallback_rate if fallback else options.learning_rate,
+            "initial_lr": scale * (fallback_rate if fallback else options.learning_rate),
             **({"use_fallback": fallback} if muon else {}),
         }
-        for (decay, fallback), members in groups.items()
+        for (decay, fallback, scale), members in groups.items()
     ]
     extra = {"betas": options.betas} if options.betas else {}
     try:
@@ -99,6 +102,16 @@ def build_optimizer(model: AttentionClassifier, options: OptimizationOptions) ->
         )
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise UserError(f"optimizer {options.optimizer!r} cannot be built: {error}") from error
+
+
+def _layer_scales(model: AttentionClassifier, decay: float | None) -> dict[str, float]:
+    """What each parameter's rate is multiplied by: `decay` to the power of the layers between it and the classifier."""
+    if decay is None:
+        return {}
+    matcher: Any = model.group_matcher
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
 
 
 def _outer_weights(model: AttentionClassifier) -> set[str]:

@@ -55,7 +55,7 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
     console = Console(highlight=False)
     data = load_data(recipe, show_progress=True)
     train = data.require("train")
-    recipe = _with_pooling(recipe)
+    recipe = with_pooling(recipe)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, len(data.class_names)).to(device).eval().requires_grad_(False)
     console.print(
@@ -65,7 +65,7 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
         soft_wrap=True,
     )
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        features = _features(model, recipe, data, folder, device, bar)
+        features = _kept_features(model, recipe, data, folder, device, bar)
         computed = time.perf_counter()
         fitting = bar.add_task("fitting the head", total=1.0)
         model.cpu()
@@ -83,13 +83,29 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
     return folder.best
 
 
-def _with_pooling(recipe: Recipe) -> Recipe:
+def with_pooling(recipe: Recipe) -> Recipe:
     """The recipe with the pooling that is fitted, where its model is not a folder that has one already."""
     if Path(recipe.model.name).is_dir():
         return recipe
     queries = recipe.probe.queries
     pooling = {"pooling": "additive_sliced", "num_queries": queries} if queries else {"pooling": "additive"}
     return replace(recipe, model=replace(recipe.model, options={**recipe.model.options, **pooling}))
+
+
+def fit_head(model: AttentionClassifier, recipe: Recipe, data: DataSplits, device: torch.device) -> None:
+    """Fit a network's pooling and classifier to its frozen patches, as the start of training all of it.
+
+    Raises:
+        UserError: as `probe`.
+    """
+    grads = [parameter.requires_grad for parameter in model.parameters()]
+    model.to(device).eval().requires_grad_(False)
+    with Progress(transient=True, disable=not Console().is_terminal) as bar:
+        features = _features(model, recipe, data, device, bar)
+        install(model.cpu(), _fit(model, features, recipe, lambda share: None))
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        parameter.requires_grad_(grad)
+    model.train()
 
 
 def install(model: AttentionClassifier, head: ProbeHead) -> None:
@@ -113,23 +129,36 @@ def _fit(
         held = max(1, round(HELD_OUT * len(labels)))
         validation, validation_labels = train[0, order[:held]], labels[order[:held]]
         train, labels = train[:, order[held:]], labels[order[held:]]
-    counts = labels.bincount(minlength=num_classes)
-    weights = None
-    if recipe.probe.balanced:
-        weights = counts.sum() / (num_classes * counts.clamp_min(1))
+    weights = class_weights(labels, num_classes) if recipe.probe.balanced else None
     return fit_probe(
         train, labels, validation, validation_labels, num_classes, recipe.probe.queries, neck=model.neck,
         class_weights=weights, seed=recipe.seed, on_step=on_step,
     )  # fmt: skip
 
 
-def _features(
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """(K,) weights of a loss in which all classes count alike."""
+    counts = labels.bincount(minlength=num_classes)
+    return counts.sum() / (num_classes * counts.clamp_min(1))
+
+
+def _kept_features(
     model: AttentionClassifier, recipe: Recipe, data: DataSplits, folder: RunFolder, device: torch.device, bar: Progress
 ) -> dict[str, Tensor]:
-    """By split, patches (V, N, P, C) or (N, P, C) in bfloat16 on the CPU, and labels (N,)."""
     file = folder.checkpoint
     if file.is_file():
         return load_file(file)
+    features = _features(model, recipe, data, device, bar)
+    with folder.writing():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, lambda part: save_file(features, part))
+    return features
+
+
+def _features(
+    model: AttentionClassifier, recipe: Recipe, data: DataSplits, device: torch.device, bar: Progress
+) -> dict[str, Tensor]:
+    """By split, patches (V, N, P, C) or (N, P, C) in bfloat16 on the CPU, and labels (N,)."""
     train, validation = data.require("train"), data.validation
     views = recipe.probe.views
     with torch.inference_mode():
@@ -156,9 +185,6 @@ def _features(
         features["train"] = torch.stack([plain, *changed])
         if validation is not None:
             features["validation"], features["validation_labels"] = collect(_plain(validation, recipe, device))
-    with folder.writing():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, lambda part: save_file(features, part))
     return features
 
 

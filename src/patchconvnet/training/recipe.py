@@ -88,6 +88,11 @@ class OptimizationOptions:
         label_smoothing: share of the target spread evenly over all classes.
         clip_gradient: largest norm of the gradient; None for no limit.
         accumulate: parts that a batch is worked through in, when it does not fit into memory at once.
+        layer_decay: the rate of each layer is that of the layer behind it times this; for networks that come with
+            weights, whose first layers need to change least.
+        freeze_batch_norm: keep the statistics of batch norm that a network comes with, where batches are too small to
+            have good ones.
+        balanced: weigh each class's images in the loss so that all classes count alike.
         ema_decay: decay per step of an exponential moving average of the weights, which is then what is validated and
             kept; it grows to this value over the first steps.
     """
@@ -103,6 +108,9 @@ class OptimizationOptions:
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     accumulate: int = 1
+    layer_decay: float | None = None
+    freeze_batch_norm: bool = False
+    balanced: bool = False
     ema_decay: float | None = None
 
     @property
@@ -173,9 +181,10 @@ class Recipe:
         optimization: how the weights move.
         progressive: smaller images in the first epochs.
         monitor: the attention figures drawn while training.
-        method: "train" all weights by gradient descent, or "probe": the backbone is frozen, pooling and classifier are
-            fitted to its patches, in seconds.
-        probe: of `method: probe`.
+        method: "train" all weights by gradient descent; or "probe": the backbone is frozen, pooling and classifier are
+            fitted to its patches, in seconds; or "finetune": such a probe first, then all weights.
+        probe: of `method: probe` and `finetune`.
+        patience: stop after so many epochs without a better validation accuracy; None for all epochs.
         epochs: times that the training set is gone through.
         batch_size: images in a step, over all devices.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
@@ -191,8 +200,9 @@ class Recipe:
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     progressive: ProgressiveOptions = field(default_factory=ProgressiveOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
-    method: Literal["train", "probe"] = "train"
+    method: Literal["train", "probe", "finetune"] = "train"
     probe: ProbeOptions = field(default_factory=ProbeOptions)
+    patience: int | None = None
     epochs: int = 10
     batch_size: int = 128
     precision: Precision = "auto"
@@ -243,6 +253,10 @@ class Recipe:
                 raise UserError(
                     f"progressive.{name} is a share, above 0 up to 1, not {getattr(self.progressive, name)}"
                 )
+        if o.layer_decay is not None and not 0 < o.layer_decay <= 1:
+            raise UserError(f"optimization.layer_decay must be above 0 and at most 1, not {o.layer_decay}")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"patience must be at least 1 epoch, or null for all epochs, not {self.patience}")
         if o.ema_decay is not None and not 0 < o.ema_decay < 1:
             raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
         if self.batch_size % o.accumulate:
