@@ -40,6 +40,12 @@ def test_its_evidence_is_exact(probed: Path) -> None:
     assert max(map(abs, explanation.remainder.values())) < 1e-4
 
 
+def test_its_probabilities_are_calibrated(probed: Path) -> None:
+    metadata = load(probed / "best").metadata
+    assert metadata.temperature != 1.0
+    assert metadata.provenance["calibration"] == "fitted to the validation images"
+
+
 def test_features_are_computed_once(probed: Path) -> None:
     features = load_file(probed / "checkpoints" / FEATURES_FILE)
     assert features["train"].shape[:2] == (2, 397)

@@ -4,7 +4,7 @@ Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,26 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
+from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.modes import evaluation_mode
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 LIMITS = (0.05, 20.0)
 SPREAD = math.log(2)  # of the prior on log T, which counts for something below some hundred images
+
+
+def calibrate(model: AttentionClassifier, batches: Callable[[], Batches] | None, source: str) -> None:
+    """Give a network the temperature that fits some images, and say in its provenance which images they were.
+
+    Args:
+        batches: (images, labels, …); None leaves the temperature at 1.
+        source: what the images are.
+    """
+    model.metadata.provenance["calibration"] = source
+    model.metadata.temperature = (
+        1.0 if batches is None else round(fit_temperature(*collect_logits(model, batches())), 4)
+    )
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -41,7 +57,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(minimize_scalar(cost, bounds=bounds, method="bounded").x)
 
 
-def collect_logits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def collect_logits(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and labels (N,) of batches of (images, labels, …), of all processes together, on the CPU."""
     logits, labels = [], []
     with evaluation_mode(model), torch.inference_mode():

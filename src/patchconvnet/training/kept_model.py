@@ -1,16 +1,10 @@
-"""The model folder that a run keeps, `best/`: written after its best epoch, calibrated and tested at the end."""
+"""The model folder that a run keeps, `best/`: written after its best epoch, and again with its measurements."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from torch import Tensor
 
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata, read_config
-from patchconvnet.training.calibration import collect_logits, fit_temperature
-
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 class KeptModel:
@@ -58,16 +52,3 @@ class KeptModel:
         except UserError as error:
             return str(error)
         return None if found == epoch else f"{self.folder} holds the model of epoch {found}"
-
-
-def calibrate(model: AttentionClassifier, batches: Callable[[], Batches] | None, source: str) -> None:
-    """Give a network the temperature that fits some images, and say in its provenance which images they were.
-
-    Args:
-        batches: (images, labels, …); None leaves the temperature at 1.
-        source: what the images are.
-    """
-    model.metadata.provenance["calibration"] = source
-    model.metadata.temperature = (
-        1.0 if batches is None else round(fit_temperature(*collect_logits(model, batches())), 4)
-    )

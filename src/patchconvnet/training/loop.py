@@ -25,10 +25,11 @@ from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import Metadata
+from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.epoch_batches import EpochBatches, mix
 from patchconvnet.training.evaluation import FEWEST_FOR_TOP5, Evaluation, evaluate
-from patchconvnet.training.kept_model import KeptModel, calibrate
+from patchconvnet.training.kept_model import KeptModel
 from patchconvnet.training.launch import Hardware, agreed, launch
 from patchconvnet.training.learner import Learner
 from patchconvnet.training.monitor import AttentionMonitor

@@ -26,6 +26,7 @@ from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name, fastest_dtype
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import Metadata
+from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.probe_fit import ProbeHead, fit_probe
 from patchconvnet.training.recipe import Recipe
@@ -237,13 +238,6 @@ def _keep(
             model, split, recipe.preprocessing, batch_size=recipe.batch_size, device=device, workers=recipe.data.workers
         )
 
-    metrics: dict[str, Any] = {"epoch": 1, "probe": {"penalty": head.penalty, "attends": bool(head.queries.any())}}
-    if data.validation is not None:
-        metrics["validation"] = measured(data.validation).to_dict()
-    if data.test is not None:
-        result = measured(data.test)
-        metrics["test"] = result.to_dict()
-        console.print(f"test set: loss {result.loss:.4f}  top-1 {result.top1:.2%}  ({result.count:,} images)")
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     counts = {name: len(split) for name, split in splits.items() if split is not None}
     told = recipe.to_dict()
@@ -260,8 +254,22 @@ def _keep(
             "devices": device_name(device),
             "seconds": round(time.perf_counter() - started, 1),
         },
-        metrics=metrics,
     )
+    if (validation := data.validation) is None:
+        calibrate(model, None, "not fitted: there are no validation images")
+    else:
+        images = batches(
+            validation, recipe.preprocessing, recipe.batch_size, device=device, workers=recipe.data.workers
+        )
+        calibrate(model, lambda: images, "fitted to the validation images")
+    metrics: dict[str, Any] = {"epoch": 1, "probe": {"penalty": head.penalty, "attends": bool(head.queries.any())}}
+    if data.validation is not None:
+        metrics["validation"] = measured(data.validation).to_dict()
+    if data.test is not None:
+        result = measured(data.test)
+        metrics["test"] = result.to_dict()
+        console.print(f"test set: loss {result.loss:.4f}  top-1 {result.top1:.2%}  ({result.count:,} images)")
+    model.metadata.metrics = metrics
     with folder.writing():
         model.cpu().save_pretrained(folder.best, dtype="float16" if recipe.half_weights else "float32")
     console.print(f"model folder: {folder.best}", soft_wrap=True)
