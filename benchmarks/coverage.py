@@ -161,7 +161,7 @@ def main() -> None:
             else:
                 tried[kind] = {"name": name, **attempt(name)}
             print(share, name, tried[kind], flush=True)
-        RECORD.write_text(json.dumps(stored, indent=1) + "\n")
+        RECORD.write_text(json.dumps(stored, separators=(",", ":")) + "\n")
         text = PAGE.read_text() if PAGE.is_file() else f"{MARK}\n"
         PAGE.write_text(text[: text.index(MARK) + len(MARK)] + "\n\n" + table(record, tried))
 

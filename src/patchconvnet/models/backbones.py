@@ -132,6 +132,8 @@ def with_attention_pooling(
         if own.get("in_chans") not in (None, backbone.in_chans):
             raise UserError(f"{name} takes {backbone.in_chans} channels, so in_chans can't be {own['in_chans']}")
         source = copy.deepcopy(backbone)
+    if not hasattr(source, "reset_classifier"):
+        raise _unlike(name, "it is no classifier of timm's")
     if num_classes not in (None, 0, getattr(source, "num_classes", None)):
         source.reset_classifier(num_classes)  # type: ignore[operator]
     fixed = {"in_chans": source.in_chans, "num_classes": source.num_classes if num_classes is None else num_classes}
