@@ -26,7 +26,7 @@ def test_it_begins_with_a_fitted_head_and_moves_the_backbone(tmp_path: Path) -> 
     gently = replace(FINETUNE.optimization, freeze_batch_norm=True, learning_rate=1e-3)
     tuned = run(replace(FINETUNE, epochs=1, optimization=gently), tmp_path / "tuned")
     plain = run(micro(epochs=1), tmp_path / "plain")
-    assert float(rows(tuned)[0]["train_top1"]) > float(rows(plain)[0]["train_top1"]) + 0.2
+    assert float(rows(tuned)[0]["val_top1"]) > float(rows(plain)[0]["val_top1"]) + 0.2
     assert load(tuned / "best").config.pooling == "additive_sliced"
 
 
