@@ -97,8 +97,6 @@ def test_options_and_another_number_of_classes(hub_server: Any) -> None:
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "regnety_002.pycls_in1k"])
 def test_a_model_folder_of_it_is_enough(name: str, hub_server: Any, tmp_path: Path) -> None:
-    if name.startswith("test_vit"):
-        pytest.skip("transformers come below")
     hub_server.repositories[f"timm/{name}"] = hub_files(network(name))
     model = load(name)
     loaded = load(model.save_pretrained(tmp_path / "folder"))
@@ -263,6 +261,14 @@ def test_a_network_without_a_classifier_says_what_to_do(hub_server: Any) -> None
     assert "someone/features comes without a classifier" in refused("someone/features", depths=[1, 1, 1, 1])
     model = load("someone/features", depths=[1, 1, 1, 1], num_classes=3)
     assert model(image()).shape == (2, 3)
+
+
+def test_outputs_that_are_no_classes_are_refused(hub_server: Any) -> None:
+    name = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+    hub_server.repositories[f"timm/{name}"] = hub_files(network(name))
+    for given in (name, f"timm/{name}"):
+        assert f"{given} comes without a classifier" in refused(given)
+    assert load(name, num_classes=3).num_classes == 3
 
 
 def test_a_hub_that_cannot_be_reached(unreachable_hub: None) -> None:
