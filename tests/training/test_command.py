@@ -53,7 +53,7 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert "holds a run already; give --resume to go on with it" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0  # with the run's own recipe
     said = capsys.readouterr().out
-    assert "this run is finished: its 1 epochs are done" in said
+    assert "this run is finished, with epoch 1 of 1" in said
     assert "going on" not in said
     assert len(rows(out)) == checkpoint(out)["epoch"] == 1
     assert main([*train, "--resume", "--epochs", "2"]) == 0

@@ -177,6 +177,6 @@ def test_a_finished_run_can_be_made_longer(finished: Path, folder: Path, capsys:
     if metadata["metrics"]["epoch"] > 3:
         assert metadata["provenance"]["extensions"] == [[3, 5]]
     run(longer, folder, resume="yes")
-    assert "this run is finished: its 5 epochs are done" in capsys.readouterr().out
+    assert "this run is finished, with epoch 5 of 5" in capsys.readouterr().out
     with pytest.raises(UserError, match="has done 5 epochs, and 4 are asked for; give --epochs 5 or more"):
         run(micro(epochs=4), folder, resume="yes")

@@ -30,8 +30,8 @@ class Hardware:
 
     Args:
         accelerator: cpu, cuda, mps or auto.
-        devices: how many of them on each machine; when left out as many as torchrun starts processes, else one.
-        nodes: machines; when left out what torchrun says, else one. All must see the run folder under one path.
+        devices: how many of them on each node; by default as many as torchrun starts processes, else one.
+        nodes: by default what torchrun says, else one. All must see the run folder under one path.
         strategy: auto, ddp (each device has the whole network) or fsdp (each has a part of it).
     """
 
@@ -42,10 +42,10 @@ class Hardware:
 
 
 def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
-    """Start as many processes as the machine asks for; each returns from here with its own Fabric.
+    """Start a process for each device; each returns from here with its own Fabric.
 
     Raises:
-        UserError: the machine is not one, or the recipe's batch can't be divided over its devices.
+        UserError: there are no such devices, or the recipe's batch can't be divided over its devices.
     """
     devices, nodes = _devices_and_nodes(hardware)
     count = devices * nodes
@@ -71,7 +71,7 @@ def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
             loggers=TensorBoardLogger(root_dir=run, name="tensorboard", version=""),
         )
         fabric.launch()
-    except (ValueError, RuntimeError, MisconfigurationException) as error:  # what the machine does not have, in words
+    except (ValueError, RuntimeError, MisconfigurationException) as error:  # devices that are not there
         raise UserError(f"cannot train on {count} × {hardware.accelerator}: {error}") from error
     return fabric
 
@@ -134,7 +134,9 @@ def _check_batch(recipe: Recipe, count: int) -> None:
 def _check_sharding(recipe: Recipe) -> None:
     o = recipe.optimization
     if o.ema_decay is not None:
-        raise UserError("optimization.ema_decay needs whole weights on each device; leave it away, or use strategy ddp")
+        raise UserError(
+            "optimization.ema_decay needs whole weights on each device; set it to null, or use strategy ddp"
+        )
     if o.optimizer not in ELEMENTWISE_OPTIMIZERS:
         raise UserError(
             f"optimizer {o.optimizer!r} may need whole weight matrices, which strategy fsdp cuts into pieces; use one "

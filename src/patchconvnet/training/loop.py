@@ -126,7 +126,7 @@ class _Training:
         classes = len(self.data.class_names)
         with TrainingProgress(epochs, self.batches.steps, self.standing.epoch, self.first, classes) as progress:
             progress.say("\n".join([*self._announcement(), *notes]))
-            while self.standing.epoch < epochs and not self._is_out_of_patience():
+            while not self._is_finished():
                 self._run_epoch(progress)
             with agreed(self.fabric), self.folder.writing():
                 if self.first:
@@ -138,6 +138,9 @@ class _Training:
             if self.recipe.monitor.every:
                 progress.say(f"attention figures: {self.folder.attention}")
         return self.folder.best
+
+    def _is_finished(self) -> bool:
+        return self.standing.epoch >= self.recipe.epochs or self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
         patience, standing = self.recipe.patience, self.standing
@@ -393,8 +396,8 @@ class _Training:
         self.learner.load(state, origin)
         before = self.fabric.broadcast(self.folder.epochs() if self.first else None)
         notes = [f"going on after epoch {standing.epoch}"]
-        if standing.epoch == epochs:
-            notes = [f"this run is finished: its {epochs} epochs are done"]
+        if self._is_finished():
+            notes = [f"this run is finished, with epoch {standing.epoch} of {epochs}"]
         if before != epochs:
             standing.extensions.append([standing.epoch, epochs])
             notes.append(
@@ -430,7 +433,7 @@ class _Training:
             self.kept.write(self.learner.whole, self._metadata())
             return
         lost = f"{fault}; the checkpoint holds epoch {standing.epoch}, not the best one, {standing.best_epoch + 1}"
-        if standing.epoch == self.recipe.epochs:
+        if self._is_finished():
             raise UserError(
                 f"{lost}. Train on with more --epochs, the best of which is then kept, or begin a new run in another "
                 "--out"

@@ -1,6 +1,6 @@
 """The recipe: everything that decides a training, as typed dataclasses behind one YAML file.
 
-Recipes that ship with the package lie in `patchconvnet/recipes/` and go by their bare names.
+Recipes that ship with the package are in `patchconvnet/recipes/` and are called by their bare names.
 """
 
 import difflib
@@ -32,7 +32,7 @@ class DataOptions:
 
     Args:
         name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
-        root: where the data lies or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
+        root: where the data is, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
         validation: images set aside of the training set to choose the best epoch by: a share below 1, a number, or
             0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
         test: share or number of images set aside for the test, where the data has no test set of its own.
@@ -59,7 +59,7 @@ class ModelOptions:
     Args:
         name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
             a timm model such as resnet50, which gets attention pooling.
-        pretrained: start from the tag's published weights; the classifier is made anew for other classes.
+        pretrained: start from the tag's published weights; other classes get a new classifier.
         whiten: begin with filters that decorrelate the training images' pixels; for networks with a pooled stem that
             start from nothing.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and

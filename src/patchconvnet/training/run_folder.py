@@ -193,7 +193,7 @@ class RunFolder:
                 raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `checkpoints/last.ckpt`; the one before stays whole until the new one is.
+        """Write `checkpoints/last.ckpt`; the one before stays until the new one is complete.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Strategy fsdp: weights cut into pieces over the processes, and made whole again for evaluation and files.
+"""Strategy fsdp: weights cut into pieces over the processes, and put together again for evaluation and files.
 
 PyTorch's fully_shard ("FSDP2"). The tests run it with two CPU processes; on GPUs it has not been run yet.
 """
@@ -20,7 +20,7 @@ from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Give each process its part of every weight; a block's are whole on a device only while it computes."""
+    """Give each process its part of every weight; a device holds all of a block's only while it computes."""
     for block in model.modules():
         if isinstance(block, TrunkBlock | PreactivationBlock):
             fully_shard(block, mesh=mesh["data_parallel"])
@@ -29,7 +29,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def gather(model: nn.Module, whole: nn.Module) -> None:
-    """Copy all weights into a network that has them whole, on every process."""
+    """Copy all weights into an undivided network, on every process."""
     whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
 
 
