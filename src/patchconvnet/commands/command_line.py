@@ -102,6 +102,9 @@ class CommandLine(ArgumentParser):
         end = "" if message.endswith("?") else "."
         raise UserError(f"{message.rstrip('.')}{end} All options: {self.prog} --help") from cause
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file, flush=True)  # argparse would not say that it could not write
+
     def _shown(self, action: Action) -> str:
         return action.option_strings[0] if action.option_strings else action.dest
 
@@ -180,7 +183,7 @@ def expected(hint: Any) -> str:
 
 def _rewritten(hint: Any, value: str) -> str:
     """A size typed as 96 or 64x48, and a list typed as a,b, in the form that jsonargparse reads."""
-    kinds = [hint, *get_args(hint)]
+    kinds = [hint] if get_origin(hint) is tuple else [hint, *get_args(hint)]  # of a union, its parts
     if tuple[int, int] in kinds:
         if sides := re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value):
             return f"[{sides[1]}, {sides[2]}]"

@@ -57,13 +57,16 @@ def evaluate(
         out: folder for evaluation.json, tables, predictions and confusion matrix; evaluations/MODEL-DATA-SPLIT if not
             given.
     """
+    import numpy as np
     from rich.console import Console
     from rich.progress import Progress
 
     from patchconvnet.api import check_class_names
     from patchconvnet.data.held_out import chosen_split, load_held_out
+    from patchconvnet.data.splits import ImageFiles
     from patchconvnet.training.evaluation import evaluate as measure
-    from patchconvnet.training.evaluation_files import save_evaluation
+    from patchconvnet.training.evaluation_files import predictions_csv, save_evaluation
+    from patchconvnet.training.run_folder import write_text
 
     network, chosen_device = load_model(model, weights, device)
     preprocessing = preprocessing_for(network, size)
@@ -83,9 +86,14 @@ def evaluate(
         )
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{printable(splits.name)} {name}", total=len(images))
+        probabilities = np.zeros((len(images), network.num_classes), np.float32)
+
+        def keep(places: Any, batch: Any) -> None:
+            probabilities[places.cpu().numpy()] = batch.cpu().numpy()
+
         result = measure(
             network, images, preprocessing, batch_size=batch_size, mirror=mirror, device=chosen_device,
-            workers=workers, on_batch=lambda count: bar.advance(task, count),
+            workers=workers, on_batch=lambda count: bar.advance(task, count), on_probabilities=keep,
         )  # fmt: skip
     title = f"{model} on {splits.name}, {name}" + (", mirrored too" if mirror else "")
     _print_evaluation(console, result, printable(title))
@@ -94,6 +102,12 @@ def evaluate(
     origin = {"model": model, "data": splits.name, "split": name, "size": list(preprocessing.size), "mirror": mirror}
     for path in save_evaluation(result, folder, origin):
         print(path)
+    table = folder / "predictions.csv"
+    paths = (
+        [printable(p) for p in images.paths] if isinstance(images, ImageFiles) else [f"{i}" for i in range(len(images))]
+    )
+    write_text(table, predictions_csv(paths, images.class_names, probabilities, images.labels.tolist()))
+    print(table)
     return 0
 
 

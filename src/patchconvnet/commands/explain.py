@@ -1,8 +1,6 @@
 """`patchconvnet explain`."""
 
-import csv
 import errno
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +12,11 @@ from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import UserError
 
 if TYPE_CHECKING:
-    from patchconvnet.explanation import Explanation
     from patchconvnet.models import AttentionClassifier
 
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
-MOST_COLUMNS = 100  # classes with a column in predictions.csv
 
 
 def explain(
@@ -62,6 +58,7 @@ def explain(
         strict: stop at an image that cannot be read, instead of leaving it out.
         device: cpu, cuda, mps or auto.
     """
+    import numpy as np
     from rich.console import Console
     from rich.progress import Progress
 
@@ -69,6 +66,7 @@ def explain(
     from patchconvnet.explanation import explain as explain_image
     from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
     from patchconvnet.models import default_model
+    from patchconvnet.training.evaluation_files import predictions_csv
     from patchconvnet.training.run_folder import write_text
 
     _check_files(only)
@@ -97,7 +95,9 @@ def explain(
             explained.append((path, explanation.scaled(SHEET_SIDE)))
     if not explained:
         raise UserError(f"none of the {len(paths)} images could be explained")
-    write_text(out / "predictions.csv", _predictions(explained))
+    shares = np.stack([explanation.probabilities for _, explanation in explained])
+    names = [printable(path) for path, _ in explained]
+    write_text(out / "predictions.csv", predictions_csv(names, explained[0][1].class_names, shares))
     if len(explained) > 1 and "figure" in only:
         for i, sheet in enumerate(contact_sheet([explanation for _, explanation in explained], map=map)):
             file = out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
@@ -178,16 +178,3 @@ def _why(path: Path, error: Exception) -> str:
         return str(error) if path.name in str(error) else f"{path}: {error}"
     what = str(error).partition("\n")[0] or type(error).__name__
     return f"{path} cannot be explained: {what}"
-
-
-def _predictions(explained: "Sequence[tuple[Path, Explanation]]") -> str:
-    """A CSV: path, predicted class and its probability; of up to 100 classes, the probability of each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = explained[0][1].class_names
-    writer.writerow(["path", "class", "probability", *(names if len(names) <= MOST_COLUMNS else ())])
-    for path, explanation in explained:
-        best = explanation.predicted
-        shares = explanation.probabilities.tolist() if len(names) <= MOST_COLUMNS else ()
-        writer.writerow([printable(path), best.name, f"{best.probability:.6g}", *(f"{share:.6g}" for share in shares)])
-    return text.getvalue()

@@ -148,6 +148,7 @@ class _Opened:
     name: str
     image: Image.Image
     tensor: Tensor
+    source: str | None
 
 
 def _sources(images: Any) -> tuple[bool, Any]:
@@ -181,7 +182,8 @@ def _read(source: Any, preprocessing: Preprocessing, index: int | None, name: An
         original = image if isinstance(image, Image.Image) else to_image(image)
     except UserError as error:
         raise error if index is None else UserError(f"images[{index}]: {error}") from error
-    return _Opened(_name(source, index or 0) if name is None else str(name), original, tensor)
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    return _Opened(_name(source, index or 0) if name is None else str(name), original, tensor, path)
 
 
 def _explain_many(
@@ -229,6 +231,7 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
             top=min(question.top, len(class_names)),
             refine=question.refine,
             temperature=temperature_of(model),
+            source=opened.source,
         )
         for i, opened in enumerate(images)
     ]

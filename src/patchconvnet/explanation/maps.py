@@ -67,6 +67,7 @@ class Maps:
         top: how many classes figures and reports list.
         temperature: what training found logits must be divided by for probabilities that come true; logits and evidence
             are undivided.
+        source: the path of the image's file, if it came from one.
         refine: how many times finer than the patches the maps are, both ways, by averaging; 0 for plain maps.
 
     Raises:
@@ -87,6 +88,7 @@ class Maps:
     target: int | None = None
     top: int = 5
     refine: int = 0
+    source: str | None = None
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -314,6 +316,7 @@ class Maps:
         left, top, right, bottom = self.geometry.box
         return {
             "name": self.name,
+            "source": self.source,
             "package": {"name": "patchconvnet", "version": __version__},
             "image": {"width": self.image.width, "height": self.image.height},
             "input": {

@@ -108,6 +108,7 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     workers: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    on_probabilities: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Classify every image of a split once and count.
 
@@ -120,6 +121,7 @@ def evaluate(
         autocast: gives the context of the forward pass.
         workers: processes that read image files.
         on_batch: called with the number of images done, after each batch.
+        on_probabilities: called with the places (B,) of a batch's images in the split and their probabilities (B, K).
 
     Raises:
         UserError: the split is empty, the model has another number of classes than the split, or a count is too small.
@@ -132,12 +134,14 @@ def evaluate(
     indices = torch.arange(rank, len(split), world_size)
     with evaluation_mode(model), torch.inference_mode():
         ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
-        for images, labels, _ in ours if len(indices) else ():
+        for images, labels, places in ours if len(indices) else ():
             with autocast():
                 logits = model(images)
                 if mirror:
                     logits = (logits + model(images.flip(-1))) / 2
             tally.add(logits.float(), labels)
+            if on_probabilities:
+                on_probabilities(places, (logits.float() / tally.temperature).softmax(1))
             if on_batch:
                 on_batch(len(labels))
         if world_size > 1:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from patchconvnet.files import write_atomic
 from patchconvnet.training.evaluation import Evaluation
 from patchconvnet.training.run_folder import write_text
 
+MAX_COLUMNS = 100  # classes with a column of probabilities
 MAX_WRITTEN_CLASSES = 30  # above that, names and counts in the image's cells cannot be read
 
 
@@ -50,6 +52,27 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
     except OSError as error:
         raise UserError(f"cannot write {image}: {error.strerror or error}") from error
     return [folder / name for name in contents] + [image]
+
+
+def predictions_csv(
+    paths: Sequence[str], class_names: Sequence[str], probabilities: np.ndarray, labels: Sequence[int] | None = None
+) -> str:
+    """A table of images: path, true class where it is known, predicted class, its probability, and those of all.
+
+    Args:
+        paths: one for each of N images.
+        class_names: K names; with more than `MAX_COLUMNS` the last columns are left out.
+        probabilities: (N, K).
+        labels: N indices of true classes.
+    """
+    shown = class_names if len(class_names) <= MAX_COLUMNS else ()
+    rows: list[list[Any]] = [["path", *(["true class"] if labels is not None else []), "class", "probability", *shown]]
+    for i, (path, row) in enumerate(zip(paths, probabilities, strict=True)):
+        best = int(row.argmax())
+        true = [] if labels is None else [class_names[labels[i]]]
+        shares = [f"{share:.6g}" for share in (row[best], *(row if shown else ()))]
+        rows.append([path, *true, class_names[best], *shares])
+    return _csv(rows)
 
 
 def confusion_figure(evaluation: Evaluation) -> Figure:
