@@ -133,7 +133,8 @@ def _print_evaluation(console: Any, result: Any, title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=None)
+    console.print(escape(title), soft_wrap=True)
+    table = Table(box=None)
     table.add_column("class")
     for name in ("images", "recall", "precision", "F1"):
         table.add_column(name, justify="right")

@@ -71,7 +71,7 @@ def explain(
 
     _check_files(only)
     paths = find_images(images)
-    model = model or default_model()
+    model = default_model() if model is None else model
     _make_folder(out)
     network, _ = load_model(model, weights, device)
     console = Console(highlight=False, markup=False, soft_wrap=True)
