@@ -216,3 +216,22 @@ def test_bad_folders_are_refused_in_words(make: Callable[[Path], object], messag
     make(path)
     with pytest.raises(UserError, match=re.escape(message)):
         load(f"folder:{path}")
+
+
+def test_heic_is_read_with_its_extra_and_foreign_endings_by_their_content(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
+    fill(tmp_path, {"a": 12, "b": 12})
+    pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red")).save(tmp_path / "a" / "photo.HEIC")
+    (tmp_path / "b" / "x.dat").write_bytes(next((tmp_path / "b").iterdir()).read_bytes())
+    splits = load(f"folder:{tmp_path}")
+    assert len(splits.require("all")) == 26
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": 12, "b": 12})
+    (tmp_path / "a" / "x.cr2").write_bytes(b"raw")
+    (next((tmp_path / "b").iterdir())).rename(tmp_path / "loose.png")
+    with pytest.warns(
+        UserWarning, match=r"1 \.cr2 \(export raw photographs as JPEG\); 1 images beside the class folders"
+    ):
+        load(f"folder:{tmp_path}")
