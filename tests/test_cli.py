@@ -77,6 +77,21 @@ def test_explains_at_another_size_and_for_another_class(
     assert np.load(tmp_path / "cat_map.npy").shape == (12, 16)
 
 
+def test_explains_what_if_a_part_were_gone(
+    photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = ("--without", "0,0,150,100;200,100,300,200")
+    code, out, err = answer(capsys, "explain", photograph, "--model", digits_model, *without, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "(patches taken out)" in out
+    assert "(pixels made grey)" in out
+    said = json.loads((tmp_path / "cat.json").read_text())["without"]
+    assert said["box"] == {"left": 0, "top": 0, "right": 300, "bottom": 200}
+    assert np.array(said["patches"], dtype=bool)[:3, :3].all()
+    assert not np.array(said["patches"], dtype=bool)[5:, :4].any()
+    assert Image.open(tmp_path / "cat_without.png").size[0] > 400
+
+
 def test_explains_a_folder_and_leaves_out_what_is_no_image(
     photograph: Path, digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +190,7 @@ def test_lists_the_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (("explain", "{photo}", "--model", "no_such_model"), "no_such_model"),
         (("explain", "{photo}", "--model", "{model}", "--target", "elephant"), "elephant"),
         (("explain", "{photo}", "--model", "{model}", "--size", "2"), "smaller than one patch"),
+        (("explain", "{photo}", "--model", "{model}", "--without", "1,2,3"), "--without takes left,top,right,bottom"),
         (("explain", "{photo}", "--model", "{model}", "--device", "toaster"), "toaster"),
         (("explain", "{text}", "--model", "{model}"), "none of the 1 images"),
         (("evaluate", "--model", "{model}", "--data", "cifar11"), "cifar10"),

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,6 +13,8 @@ from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import UserError
 
 if TYPE_CHECKING:
+    from patchconvnet.explanation import Explanation
+    from patchconvnet.explanation.removal import Removal
     from patchconvnet.models import AttentionClassifier
 
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
@@ -30,6 +33,7 @@ def explain(
     map: Literal["auto", "attention", "evidence", "contrast"] = "auto",
     only: tuple[str, ...] = ("figure", "overlay", "map", "json"),
     refine: int = 0,
+    without: str | None = None,
     top: int = 5,
     strict: bool = False,
     device: str = "auto",
@@ -54,6 +58,8 @@ def explain(
             likely class; auto is attention, or evidence where attention is nearly uniform.
         only: files to write for each image, such as json,overlay; figures take the longest.
         refine: average n x n shifts and both flips into a finer map.
+        without: a part of the image as left,top,right,bottom in its pixels, or several with semicolons between: what
+            the model says without it, as a second figure and in the JSON.
         top: classes that figures list.
         strict: stop at an image that cannot be read, instead of leaving it out.
         device: cpu, cuda, mps or auto.
@@ -70,6 +76,7 @@ def explain(
     from patchconvnet.training.run_folder import write_text
 
     _check_files(only)
+    boxes = _boxes(without)
     paths = find_images(images)
     model = default_model() if model is None else model
     _make_folder(out)
@@ -82,7 +89,8 @@ def explain(
         for path, stem in zip(bar.track(paths, description="explaining"), unique_stems(paths), strict=True):
             try:
                 explanation = explain_image(network, path, name=printable(stem), **options)
-                saved = explanation.save(out, stem, only=cast(Any, only), map=map)
+                removal = explanation.without(boxes) if boxes else None
+                saved = explanation.save(out, stem, only=cast(Any, only), map=map, without=removal)
             except (UserError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
                 _raise_if_not_of_this_image(error, network, options)
                 if strict:
@@ -92,7 +100,9 @@ def explain(
                 continue
             likely = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in explanation.top_classes(3))
             console.print(f"{printable(path)}: {likely} → {printable(next(filter(None, saved)))}")
-            explained.append((path, explanation.scaled(SHEET_SIDE)))
+            if removal:
+                console.print(f"  without {without}: {_without(explanation, removal)}")
+            explained.append((path, replace(explanation.scaled(SHEET_SIDE), forward_pass=None)))
     if not explained:
         raise UserError(f"none of the {len(paths)} images could be explained")
     shares = np.stack([explanation.probabilities for _, explanation in explained])
@@ -162,6 +172,34 @@ def _check_files(only: Sequence[str]) -> None:
         raise UserError(f"--only takes {', '.join(FILES)}, with commas between them, not {unknown[0]!r}")
     if not only:
         raise UserError(f"--only names no file; known: {', '.join(FILES)}")
+
+
+def _boxes(without: str | None) -> list[tuple[float, ...]]:
+    """The boxes of "left,top,right,bottom;left,…"."""
+    boxes = []
+    for box in (without or "").split(";") if without is not None else ():
+        try:
+            boxes.append(tuple(float(number) for number in box.split(",")))
+        except ValueError:
+            boxes.append(())
+        if len(boxes[-1]) != 4:
+            raise UserError(
+                f"--without takes left,top,right,bottom in pixels of the image, such as 10,20,110,120, or several with "
+                f"semicolons between, not {without!r}"
+            )
+    return boxes
+
+
+def _without(explanation: "Explanation", removal: "Removal") -> str:
+    answers = (("patches taken out", removal.logits), ("pixels made grey", removal.greyed_logits))
+    words = []
+    for what, logits in answers:
+        shares, best = explanation.probabilities_of(logits), int(logits.argmax())
+        subject = explanation.subject.index
+        said = [best, subject] if best != subject else [best]
+        named = ", ".join(f"{printable(explanation.class_names[k])} {shares[k]:.1%}" for k in said)
+        words.append(f"{named} ({what})")
+    return "; ".join(words)
 
 
 def _make_folder(out: Path) -> None:

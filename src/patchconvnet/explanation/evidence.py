@@ -30,6 +30,7 @@ class Look(NamedTuple):
         evidence: (B, K', h, w).
         bias: (K,), the classifier's.
         exact: whether evidence sums to logit − bias by construction.
+        patches: (B, h, w, C), what the pooling read.
     """
 
     logits: Tensor
@@ -38,6 +39,7 @@ class Look(NamedTuple):
     evidence: Tensor
     bias: Tensor
     exact: bool
+    patches: Tensor
 
     def evidence_of(self, classes: Tensor) -> Tensor:
         """(B, T, h, w): the evidence for classes (B, T), all of which have some."""
@@ -65,20 +67,19 @@ def look(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: i
     head = model.get_classifier()
     if isinstance(head, nn.Identity):
         raise UserError("this network has no classifier (0 classes), so there is no decision to explain")
+    patches = model.forward_features(images).permute(0, 2, 3, 1)  # (B, h, w, C)
+    pooled: Pooled = pooling(patches)
+    logits, attention = model.classify(pooled.vector), pooled.attention
     if exact := model.has_exact_evidence:
-        logits, attention, shares = model(images, return_evidence=True)
+        shares = model.evidence_of(pooled)
         chosen = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
     else:
-        patches = model.forward_features(images).permute(0, 2, 3, 1)  # (B, h, w, C)
-        pooled: Pooled = pooling(patches)
-        logits, attention = model.classify(pooled.vector), pooled.attention
         chosen = _chosen(logits, classes, top)
         shares = pooling.first_order_evidence(patches, model.classify, chosen)
     bias = getattr(head, "bias", None)
     if bias is None:
         bias = logits.new_zeros(logits.shape[1])
-    assert shares is not None
-    return Look(logits, attention, chosen, shares, bias, exact)
+    return Look(logits, attention, chosen, shares, bias, exact, patches)
 
 
 def _chosen(logits: Tensor, classes: tuple[int, ...], top: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, Unpack, overload
+from typing import Any, BinaryIO, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from patchconvnet.explanation.evidence import Look, look
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
+from patchconvnet.explanation.removal import ForwardPass
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
@@ -209,10 +210,11 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
     with evaluation_mode(model):
         plain = look(model, inputs, wanted, question.top)
-        grid = patch_grid(model, preprocessing.size, (plain.attention.shape[2], plain.attention.shape[3]))
+        grid = plain_grid = patch_grid(model, preprocessing.size, (plain.attention.shape[2], plain.attention.shape[3]))
         attention, evidence = _numpy(plain.attention), _numpy(plain.evidence)
         if question.refine:
             grid, attention, evidence = _refined(model, inputs, plain, grid, question.refine)
+    network = cast(AttentionClassifier, model)  # look() refuses others
     logits, bias, chosen = _numpy(plain.logits), _numpy(plain.bias), plain.classes.tolist()
     return [
         Explanation(
@@ -232,6 +234,7 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
             refine=question.refine,
             temperature=temperature_of(model),
             source=opened.source,
+            forward_pass=ForwardPass(network, plain.patches[i : i + 1].cpu().clone(), plain_grid, preprocessing),
         )
         for i, opened in enumerate(images)
     ]

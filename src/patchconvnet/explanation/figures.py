@@ -30,6 +30,7 @@ from patchconvnet.explanation.colours import (
 from patchconvnet.explanation.lettering import BASE, families, readable, shortened, width_of, wrapped
 from patchconvnet.explanation.maps import Kind, MapChoice, Maps, Prediction
 from patchconvnet.explanation.patch_grid import seen_pixels
+from patchconvnet.explanation.removal import Removal
 from patchconvnet.files import write_atomic
 
 INK, FAINT, BAR, ACCENT, WRONG = "#1a1a1a", "#6b6b6b", "#9db2cf", "#1f4e8c", "#b3261e"
@@ -301,6 +302,60 @@ def difference_figure(explanation: Maps, a: int | str, b: int | str) -> Figure:
     colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
     sheet.colour_bar(last + width, top, row, colours, "of the difference, a patch")
     sheet.lines(MARGIN, top + row + 0.12, footnotes)
+    return sheet.figure
+
+
+def removal_figure(explanation: Maps, removal: Removal) -> Figure:
+    """What if this were gone: the image with the patches taken out, with its pixels grey, and what that changes.
+
+    Args:
+        explanation: of the image.
+        removal: what `Explanation.without` returned.
+    """
+    width, height = _panel(explanation)
+    cell, row, bars = max(width, NARROWEST), max(height, LOWEST), 3.4
+    total = 2 * cell + 2 * GAP + bars
+    answers = {
+        "as it is": explanation.logits,
+        "patches taken out": removal.logits,
+        "pixels made grey": removal.greyed_logits,
+    }
+    listed = [p.index for p in explanation.top_classes(min(3, explanation.top))]
+    for logits in answers.values():
+        listed += [k for k in (int(logits.argmax()),) if k not in listed]
+    words = (
+        f"Taken out: {int(removal.patches.sum())} of {removal.patches.size} patches, exactly; attention is "
+        "renormalised over the others, which may have seen some of it in the forward pass. Made grey: the pixels, and "
+        "the image is run through the network again."
+    )
+    footnotes = wrapped(words, total, SMALL)
+    details = _details(explanation, total)
+    top = MARGIN + 0.28 + len(details) * LINE + ABOVE
+    bottom = top + max(row, len(listed) * 0.7)
+    sheet = Sheet(total + 2 * MARGIN, bottom + 0.12 + len(footnotes) * LINE + MARGIN)
+    _headline(sheet, explanation, details)
+    kept = np.asarray(explanation.image).copy()
+    gone = removal.patch_pixels(explanation)
+    kept[gone] = (0.2 * kept[gone] + 0.8 * 60).astype(np.uint8)
+    for left, title, panel in (
+        (MARGIN, "patches taken out", Image.fromarray(kept)),
+        (MARGIN + cell + GAP, "pixels made grey", removal.greyed),
+    ):
+        sheet.text(left, top - 0.2, title, color=FAINT, width=cell)
+        axes = sheet.image(left, top, width, height, panel)
+        axes.contour(removal.pixels, [0.5], colors=INK, linewidths=0.8)
+    left = MARGIN + 2 * (cell + GAP)
+    label = max(width_of(name, SMALL) for name in answers) + 0.08
+    for i, k in enumerate(listed):
+        y = top + i * 0.7
+        sheet.text(left, y - 0.02, _class_name(explanation, k), weight="bold", width=bars)
+        for j, (name, logits) in enumerate(answers.items()):
+            share, line = float(explanation.probabilities_of(logits)[k]), y + 0.15 + j * LINE
+            sheet.text(left, line, name, SMALL, color=FAINT)
+            sheet.rectangle(left + label, line + 0.01, bars - label - 0.5, 0.09, "#eeeeee")
+            sheet.rectangle(left + label, line + 0.01, (bars - label - 0.5) * share, 0.09, BAR if j else ACCENT)
+            sheet.text(left + bars, line, f"{share:.1%}", SMALL, ha="right")
+    sheet.lines(MARGIN, bottom + 0.12, footnotes)
     return sheet.figure
 
 

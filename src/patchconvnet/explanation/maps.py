@@ -111,7 +111,11 @@ class Maps:
     @property
     def probabilities(self) -> np.ndarray:
         """(K,) softmax of the logits over the temperature."""
-        shares = np.exp((self.logits - self.logits.max()) / self.temperature)
+        return self.probabilities_of(self.logits)
+
+    def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
+        """(K,) softmax of other logits (K,) over the same temperature."""
+        shares = np.exp((logits - logits.max()) / self.temperature)
         return shares / shares.sum()
 
     @property

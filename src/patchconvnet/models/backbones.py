@@ -275,9 +275,9 @@ class AttentionPooled(AttentionClassifier):
             )
         return super()._checked_evidence(pooled)
 
-    def _evidence(self, pooled: Pooled) -> Tensor:
+    def evidence_of(self, pooled: Pooled) -> Tensor:
         if self.between != "norm":
-            return super()._evidence(pooled)
+            return super().evidence_of(pooled)
         # norm(Σ aᵢ·xᵢ) = Σ aᵢ·(γ·(xᵢ − mean xᵢ) / σ + β), σ being the pooled vector's deviation, because Σ aᵢ = 1
         assert pooled.values is not None
         norm: Any = self.backbone.get_submodule(self.norm_name)

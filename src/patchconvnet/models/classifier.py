@@ -183,9 +183,10 @@ class AttentionClassifier(nn.Module):
                 f"evidence is exact only for additive poolings and 'average' with a classifier; "
                 f"this network has pooling {self.config.pooling!r} and {self.num_classes} classes"
             )
-        return self._evidence(pooled)
+        return self.evidence_of(pooled)
 
-    def _evidence(self, pooled: Pooled) -> Tensor:
+    def evidence_of(self, pooled: Pooled) -> Tensor:
+        """(B, K, h, w): each patch's share of each logit, from an additive pooling."""
         assert pooled.values is not None
         shares = F.linear(pooled.values, self.get_parameter("head.weight"))  # (B, h, w, K): each patch's own logits
         return shares.permute(0, 3, 1, 2) * pooled.attention

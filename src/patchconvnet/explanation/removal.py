@@ -1,0 +1,186 @@
+"""What if this were gone: a network's answer with some patches taken out of its pooling, and with their pixels grey.
+
+Taking patches out is exact and needs no second pass through the trunk: pooling reads a set of patches, so that what
+remains of them is pooled and classified as it is, with attention renormalised over it. What the remaining patches saw
+of the region through their receptive fields stays; pixels made grey, and run again through the whole network, lose that
+too, but show the network an image such as it never learned from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchconvnet.data.preprocessing import Geometry, Preprocessing
+from patchconvnet.errors import UserError
+from patchconvnet.explanation.maps import Maps
+from patchconvnet.explanation.patch_grid import Grid, place
+from patchconvnet.models.classifier import AttentionClassifier
+from patchconvnet.models.modes import evaluation_mode
+
+Box = tuple[float, float, float, float]
+Region = np.ndarray | Sequence[float] | Sequence[Sequence[float]]
+LEAST_COVERED = 0.5  # of a patch's square
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What a network answers without a part of an image.
+
+    Attributes:
+        pixels: (H, W) bool, the part, on the image.
+        patches: (h, w) bool, those taken out: at least half of their squares is in it.
+        grid: how these are placed on the network input.
+        greyed: the image with the part's pixels in the preprocessing's mean colour.
+        logits: (K,) float32, of the other patches pooled.
+        greyed_logits: (K,) float32, of the greyed image, run again through the whole network.
+    """
+
+    pixels: np.ndarray
+    patches: np.ndarray
+    grid: Grid
+    greyed: Image.Image
+    logits: np.ndarray
+    greyed_logits: np.ndarray
+
+    def patch_pixels(self, maps: Maps) -> np.ndarray:
+        """(H, W) bool: the squares of the patches that were taken out, on the image of `maps`."""
+        return place(self.patches.astype(np.float64), self.grid, maps.geometry, smoothing="nearest") > 0
+
+    def to_dict(self, maps: Maps) -> dict[str, Any]:
+        """Plain values for JSON: the part's box, the patches, and the listed classes with both answers."""
+        answers = {"taken_out": self.logits, "greyed": self.greyed_logits}
+        listed = [p.index for p in maps.top_classes()]
+        for index in (maps.subject.index, *(int(logits.argmax()) for logits in answers.values())):
+            listed += [index] if index not in listed else []
+        shares = {name: maps.probabilities_of(logits) for name, logits in answers.items()}
+        return {
+            "box": dict(zip(("left", "top", "right", "bottom"), self.box, strict=True)),
+            "patches": self.patches.astype(int).tolist(),
+            "classes": [
+                {
+                    "index": k,
+                    "name": maps.class_names[k],
+                    **{
+                        name: {"probability": float(shares[name][k]), "logit": float(logits[k])}
+                        for name, logits in answers.items()
+                    },
+                }
+                for k in listed
+            ],
+        }
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The smallest box around the pixels: left, top, right, bottom."""
+        rows, columns = np.flatnonzero(self.pixels.any(1)), np.flatnonzero(self.pixels.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """One image's forward pass, kept so that it can be asked again.
+
+    Args:
+        model: the network.
+        patches: (1, h, w, C) on the CPU, what its pooling read.
+        grid: how they are placed on the network input.
+        preprocessing: from image to network input.
+    """
+
+    model: AttentionClassifier
+    patches: Tensor
+    grid: Grid
+    preprocessing: Preprocessing
+
+    def without(self, image: Image.Image, geometry: Geometry, region: Region) -> Removal:
+        """See `Explanation.without`."""
+        pixels = region_pixels(region, geometry.image)
+        removed = covered_patches(pixels, self.grid, geometry)
+        values = np.asarray(image.convert("RGB")).copy()
+        mean = np.resize(self.preprocessing.mean, 3)  # one channel's for all three
+        values[pixels] = np.round(255 * mean).astype(np.uint8)
+        grey = Image.fromarray(values)
+        with torch.no_grad(), evaluation_mode(self.model):
+            logits = self.logits_of(~removed)
+            like = next(self.model.parameters())
+            tensor = self.preprocessing(grey)[None].to(like.device, like.dtype)
+            logits_of_grey = self.model(tensor)[0].float().cpu().numpy()
+        return Removal(pixels, removed, self.grid, grey, logits, logits_of_grey)
+
+    def logits_of(self, kept: np.ndarray) -> np.ndarray:
+        """(K,) logits of the kept patches, (h, w) bool, pooled alone."""
+        with torch.no_grad(), evaluation_mode(self.model):
+            remaining = self.patches[:, torch.from_numpy(kept)][:, :, None]  # (1, n, 1, C)
+            remaining = remaining.to(next(self.model.parameters()).device)
+            return self.model.classify(self.model.pooling(remaining).vector)[0].float().cpu().numpy()
+
+
+def region_pixels(region: Region, image: tuple[int, int]) -> np.ndarray:
+    """A mask, a box or several boxes → (H, W) bool.
+
+    Raises:
+        UserError: it is none of these, or has no pixel of the image.
+    """
+    height, width = image
+    if isinstance(region, np.ndarray) and region.dtype == bool:
+        if region.shape != image:
+            raise UserError(
+                f"the mask is of shape {region.shape} and the image of {image}, (height, width); give a mask of the "
+                "image's size, or a box (left, top, right, bottom) in its pixels."
+            )
+        pixels = region
+    else:
+        try:
+            boxes = np.atleast_2d(np.asarray(region, dtype=np.float64))
+        except (TypeError, ValueError):
+            boxes = np.zeros((0, 0))
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+            raise UserError(
+                f"{region!r} is no part of an image; give a box (left, top, right, bottom) in pixels, a list of these, "
+                "or a mask of booleans, (height, width)."
+            )
+        y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+        pixels = np.zeros(image, dtype=bool)
+        for left, top, right, bottom in boxes:
+            inside = (x > left) & (x < right) & (y > top) & (y < bottom)
+            if not inside.any():
+                raise UserError(
+                    f"the box {left:g},{top:g},{right:g},{bottom:g} holds no pixel of the image, which is {width} × "
+                    f"{height}; a box is left,top,right,bottom, from its upper left corner."
+                )
+            pixels |= inside
+    if not pixels.any():
+        raise UserError("the mask holds no pixel; mark those that are to be gone.")
+    return pixels
+
+
+def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.ndarray:
+    """(h, w) bool: the patches at least half of whose squares, on the image, are among the pixels (H, W).
+
+    Raises:
+        UserError: there are none, or all are.
+    """
+    left, top, right, bottom = geometry.box
+    scales = ((bottom - top) / geometry.size[0], (right - left) / geometry.size[1])  # image pixels per input pixel
+    sums = np.pad(pixels.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    edges = []
+    for axis, (scale, start) in enumerate(zip(scales, (top, left), strict=True)):
+        centres = start + scale * (grid.first[axis] + grid.step[axis] * np.arange(grid.shape[axis]))
+        half = scale * grid.step[axis] / 2
+        edges.append([np.clip(np.round(centres + side), 0, pixels.shape[axis]).astype(int) for side in (-half, half)])
+    (y0, y1), (x0, x1) = edges
+    inside = sums[y1][:, x1] - sums[y0][:, x1] - sums[y1][:, x0] + sums[y0][:, x0]
+    removed = inside >= LEAST_COVERED * grid.step[0] * scales[0] * grid.step[1] * scales[1]
+    if not removed.any():
+        raise UserError(
+            f"the part that is to be gone covers no patch by half; a patch is {grid.step[1] * scales[1]:.0f} × "
+            f"{grid.step[0] * scales[0]:.0f} pixels of this image. Give a larger part, or a larger `size` of the input."
+        )
+    if removed.all():
+        raise UserError("the part that is to be gone covers all patches, so nothing is left to answer from.")
+    return removed
