@@ -122,7 +122,9 @@ def train(
             resumed has its own.
         out: the run folder; by default `runs/RECIPE-DATE`.
         resume: "yes" goes on after the last epoch of the run in `out`, "auto" does so if there is one.
-        hardware: devices; one, of the best kind there is, when left out.
+        hardware: devices; one, of the best kind there is, when left out. Threads beside other work: the command line
+            sets GOMP_SPINCOUNT=0 and measures how many are fastest; here the first must be set in the environment
+            before torch is imported, and `Hardware(threads="auto")` does the second.
         changes: fields of the recipe to change: `epochs=5`, `optimization={"learning_rate": 0.001}`. A word for `data`
             or `model` is its name: `data="folder:my_images"`.
 

@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -74,10 +75,23 @@ def _run(words: list[str]) -> int:
         meant = f" Did you mean {close[0]}?" if close else ""
         raise UserError(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{meant}")
     _quieten()
+    _wait_without_spinning()
     try:
         return importlib.import_module(f"patchconvnet.commands.{command}").run(words[1:])
     except SystemExit as leaving:  # after --help; one of several processes, where another failed
         return int(leaving.code or 0)
+
+
+def _wait_without_spinning() -> None:
+    """Let OpenMP's threads sleep while they wait for one another, unless the user has said how they shall wait.
+
+    Spinning, they take the core that the one they wait for needs: beside one busy process on two cores a training step
+    of the Keras example takes 4.5 s with it and 1.24 s without; on a quiet machine 0.62 s either way. One image at a
+    time it is worth more still: with both cores busy the S60's explanation takes 10 s with it and 0.26 s without.
+    libgomp reads the variable when torch loads it, so it comes too late where torch is loaded already.
+    """
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _quieten() -> None:

@@ -1,15 +1,27 @@
-"""What the machine has: devices, their names, and the number formats that they compute in."""
+"""What the machine has: devices, their names, the number formats that they compute in, and threads."""
 
 import ctypes
 import os
 import platform
+import statistics
 import sys
+import time
+from collections.abc import Callable
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from patchconvnet.errors import UserError, first_line
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+ThreadCount = int | Literal["auto"]
+MOST_THREADS = 1024  # far more than fit any machine end the process where the system gives no more
+MEASUREMENTS = 7  # of each number of threads, of which the median counts
+WORTH_CHANGING = 0.9  # fewer threads must take less than this share of the time of more
+STEPS_COMPARED = 8  # whose median is compared with the best so far
+MARKEDLY_SLOWER = 1.5
+SECONDS_WITH_FEWER = 60.0  # after which it is measured whether the others can be had again
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -78,3 +90,137 @@ def keep_freed_memory() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+class Threads:
+    """How many threads torch computes with on a CPU: a number, or the fastest by a short measurement ("auto").
+
+    With "auto" it is measured again when `step` finds that steps take markedly longer than they did, and every minute
+    while there are fewer threads than there could be. A number set by OMP_NUM_THREADS stands in for "auto". Sums are
+    rounded otherwise with another number of threads.
+
+    Args:
+        asked: a number, "auto", or None to leave torch as it is.
+        device: "auto" leaves threads alone where another device computes.
+        say: is told in a line what was chosen.
+        known: the number to begin with instead of measuring, such as a resumed run's; passed over where this machine
+            has fewer cores.
+        measure, clock: for tests: seconds of some work with so many threads; the time in seconds.
+
+    Raises:
+        UserError: not a number of threads.
+    """
+
+    def __init__(
+        self,
+        asked: ThreadCount | None,
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+        *,
+        known: int | None = None,
+        measure: Callable[[int], float] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        check_threads(asked)
+        self._say, self._measure, self._clock = say, measure, clock
+        self._best, self._recent = float("inf"), list[float]()
+        self.most = self.count = torch.get_num_threads()
+        self.is_automatic = (
+            asked == "auto"
+            and torch.device(device).type == "cpu"
+            and "OMP_NUM_THREADS" not in os.environ
+            and self.most > 1
+        )
+        if isinstance(asked, int):
+            self._set(asked)
+        elif self.is_automatic and known is not None and known <= self.most:
+            self._set(known)
+        elif self.is_automatic:
+            self._choose()
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the next step's time from now: something else was done since the last one."""
+        self._last = self._clock()
+
+    def step(self) -> None:
+        """A step is done; all take about equally long."""
+        if not self.is_automatic:
+            return
+        now = self._clock()
+        self._recent.append(now - self._last)
+        self._last = now
+        if len(self._recent) < STEPS_COMPARED:
+            return
+        median = statistics.median(self._recent)
+        self._recent.clear()
+        self._best = min(median, self._best)
+        was_slowed = median > MARKEDLY_SLOWER * self._best
+        if was_slowed or (self.count < self.most and now - self._chosen > SECONDS_WITH_FEWER):
+            self._choose(f"steps take {median / self._best:.1f} times as long as before: " if was_slowed else "")
+            self.begin()
+
+    def _choose(self, reason: str | None = None) -> None:
+        """Measure and set; `reason` is why it is done again, and then only a change is worth a line."""
+        before, (count, seconds) = self.count, fastest_threads(self.most, self._measure or seconds_with)
+        self._set(count)
+        if reason is None or count != before:
+            others = ", ".join(f"{n}: {s / seconds[count]:.2f}" for n, s in seconds.items() if n != count)
+            self._say(f"{reason or ''}computing on {_threads(count)} (time by number of threads, {count}: 1, {others})")
+
+    def _set(self, count: int) -> None:
+        torch.set_num_threads(count)
+        self.count = count
+        self._chosen = self._clock()
+        self._best = float("inf")
+        self._recent.clear()
+
+
+def check_threads(asked: ThreadCount | None) -> None:
+    """Refuse what is not a number of threads.
+
+    Raises:
+        UserError: it is below 1, or too large for any machine.
+    """
+    if asked not in (None, "auto") and not (isinstance(asked, int) and 1 <= asked <= MOST_THREADS):
+        raise UserError(f"threads is {asked!r}; give a number from 1 to {MOST_THREADS}, or auto")
+
+
+def fastest_threads(most: int, measure: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+    """The number of threads that is fastest, and the seconds of those that were tried.
+
+    All, one fewer (for a core that something else keeps busy), a half, a quarter, … as long as that helps (a container
+    may have a share of the cores that it sees). Each is measured in turn with all, so that what else the machine does
+    slows both.
+    """
+    seconds: dict[int, float] = {}
+    best = most
+    for count in dict.fromkeys([most - 1, *(most >> k for k in range(1, most.bit_length()))]):
+        pairs = [(measure(best), measure(count)) for _ in range(MEASUREMENTS)]
+        seconds[best], seconds[count] = (statistics.median(column) for column in zip(*pairs, strict=True))
+        if seconds[count] < WORTH_CHANGING * seconds[best]:
+            best = count
+        elif count < most - 1:
+            break
+    return best, seconds
+
+
+def seconds_with(threads: int) -> float:
+    """Seconds of work like a network's, with matrix products and what lies between them; leaves torch as it was."""
+    before = torch.get_num_threads()
+    dtype = fastest_dtype(torch.device("cpu"))
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            values, weight = torch.ones(2048, 256, dtype=dtype), torch.full((256, 256), 0.01, dtype=dtype)
+            values @ weight  # starts the threads
+            started = time.perf_counter()
+            for _ in range(6):
+                values = F.gelu(F.layer_norm(values @ weight, (256,)) + values)
+            return time.perf_counter() - started
+    finally:
+        torch.set_num_threads(before)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"

@@ -31,7 +31,7 @@ from small_runs import (
 )
 from torch import Tensor
 
-from patchconvnet import PatchConvNet
+from patchconvnet import PatchConvNet, hardware
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
 from patchconvnet.training import learner, loop
@@ -456,6 +456,33 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
         assert_same_weights(kept(stopped), kept(whole))
         assert_same_weights(checkpoint(stopped)["model"], checkpoint(whole)["model"])
         assert untimed(stopped) == untimed(whole)
+
+
+def test_a_resumed_run_computes_on_as_many_threads_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    fixed, automatic = (loop.Hardware(accelerator="cpu", threads=threads) for threads in (2, "auto"))
+    torch.set_num_threads(3)
+    try:
+        whole = run(MICRO, tmp_path / "whole", hardware=fixed)
+        monkeypatch.setattr(hardware, "MARKEDLY_SLOWER", 1e9)
+        monkeypatch.setattr(hardware, "SECONDS_WITH_FEWER", 1e9)
+        monkeypatch.setattr(hardware, "fastest_threads", lambda most, measure: (2, {most: 2.0, 2: 1.0}))
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingProgress, "epoch", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(MICRO, tmp_path / "stopped", hardware=automatic)
+        assert "computing on 2 threads (time by number of threads, 2: 1, 3: 2.00)" in capsys.readouterr().out
+        assert torch.get_num_threads() == 3  # as the caller had it
+        assert checkpoint(tmp_path / "stopped")["threads"] == 2
+        monkeypatch.setattr(hardware, "fastest_threads", lambda most, measure: pytest.fail("measured again"))
+        run(MICRO, tmp_path / "stopped", resume="yes", hardware=automatic)
+        assert checkpoint(tmp_path / "stopped")["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+    assert_same_weights(checkpoint(tmp_path / "stopped")["model"], checkpoint(whole)["model"])
 
 
 def interrupt(*_: Any) -> None:

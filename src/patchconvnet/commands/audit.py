@@ -26,6 +26,7 @@ def audit(
     boxes: Path | None = None,
     masks: Path | None = None,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     out: Path = Path("audit"),
 ) -> int:
     """How faithful are a model's maps? Measure them beside the usual methods, on a whole data set.
@@ -54,11 +55,14 @@ def audit(
         boxes: CSV with the columns image, x0, y0, x1, y1.
         masks: folder with a mask for each image.
         device: cpu, cuda, mps or auto.
+        threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
         out: folder for the report and the audit's state.
     """
     from patchconvnet.data.held_out import chosen_split, load_held_out
     from patchconvnet.faithfulness.audit import audit as measure
+    from patchconvnet.hardware import Threads, check_threads
 
+    check_threads(threads)
     network, chosen_device = load_model(model, weights, device)
     provenance = network.metadata.provenance
     splits = load_held_out(
@@ -66,6 +70,7 @@ def audit(
         strict=strict, show_progress=True,
     )  # fmt: skip
     name = chosen_split(splits, split, provenance, root=root)
+    Threads(threads, chosen_device)  # once: an audit's steps are of many kinds, and don't compare
     result = measure(
         network, splits.require(name), out, settings, boxes=boxes, masks=masks,
         preprocessing=preprocessing_for(network, size), device=chosen_device, name=model,

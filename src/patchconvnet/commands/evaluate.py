@@ -28,6 +28,7 @@ def evaluate(
     workers: int = 2,
     mirror: bool = False,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     out: Path | None = None,
 ) -> int:
     """Measure a model on labelled images: loss, top-1, top-5, calibration, per class, confusion.
@@ -54,6 +55,7 @@ def evaluate(
         workers: processes that read image files.
         mirror: use the mean logits of each image and its mirror image; say so where you report the result.
         device: cpu, cuda, mps or auto.
+        threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
         out: folder for evaluation.json, tables, predictions and confusion matrix; evaluations/MODEL-DATA-SPLIT if not
             given.
     """
@@ -64,10 +66,12 @@ def evaluate(
     from patchconvnet.api import check_class_names
     from patchconvnet.data.held_out import chosen_split, load_held_out
     from patchconvnet.data.splits import ImageFiles
+    from patchconvnet.hardware import Threads, check_threads
     from patchconvnet.training.evaluation import evaluate as measure
     from patchconvnet.training.evaluation_files import predictions_csv, save_evaluation
     from patchconvnet.training.run_folder import write_text
 
+    check_threads(threads)
     network, chosen_device = load_model(model, weights, device)
     preprocessing = preprocessing_for(network, size)
     provenance = network.metadata.provenance
@@ -84,6 +88,7 @@ def evaluate(
             f"{printable(data)} is new to this model and has no test folder: all {len(images):,} images count",
             soft_wrap=True,
         )
+    computing = Threads(threads, chosen_device)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{printable(splits.name)} {name}", total=len(images))
         probabilities = np.zeros((len(images), network.num_classes), np.float32)
@@ -91,9 +96,13 @@ def evaluate(
         def keep(places: Any, batch: Any) -> None:
             probabilities[places.cpu().numpy()] = batch.cpu().numpy()
 
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            computing.step()
+
         result = measure(
             network, images, preprocessing, batch_size=batch_size, mirror=mirror, device=chosen_device,
-            workers=workers, on_batch=lambda count: bar.advance(task, count), on_probabilities=keep,
+            workers=workers, on_batch=advance, on_probabilities=keep,
         )  # fmt: skip
     title = f"{model} on {splits.name}, {name}" + (", mirrored too" if mirror else "")
     _print_evaluation(console, result, printable(title))

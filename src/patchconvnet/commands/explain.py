@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from patchconvnet.models import AttentionClassifier
 
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
+WORTH_MEASURING = 10  # images; for fewer the number of threads is not measured, which takes as long as one of them
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
 
@@ -37,6 +38,7 @@ def explain(
     top: int = 5,
     strict: bool = False,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
 ) -> int:
     """See what a model says about images, and which patches made it say so.
 
@@ -63,6 +65,7 @@ def explain(
         top: classes that figures list.
         strict: stop at an image that cannot be read, instead of leaving it out.
         device: cpu, cuda, mps or auto.
+        threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
     """
     import numpy as np
     from rich.console import Console
@@ -71,18 +74,21 @@ def explain(
     from patchconvnet.data.folders import find_images
     from patchconvnet.explanation import explain as explain_image
     from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
+    from patchconvnet.hardware import Threads, check_threads
     from patchconvnet.models import default_model
     from patchconvnet.training.evaluation_files import predictions_csv
     from patchconvnet.training.run_folder import write_text
 
     _check_files(only)
     boxes = _boxes(without)
+    check_threads(threads)
     paths = find_images(images)
     model = default_model() if model is None else model
     _make_folder(out)
-    network, _ = load_model(model, weights, device)
+    network, chosen_device = load_model(model, weights, device)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{printable(model)}: {_knows(network)}")
+    computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
     options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top}
     explained, failed = [], 0
     with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
@@ -103,6 +109,7 @@ def explain(
             if removal:
                 console.print(f"  without {without}: {_without(explanation, removal)}")
             explained.append((path, replace(explanation.scaled(SHEET_SIDE), forward_pass=None)))
+            computing.step()
     if not explained:
         raise UserError(f"none of the {len(paths)} images could be explained")
     shares = np.stack([explanation.probabilities for _, explanation in explained])

@@ -10,6 +10,7 @@ from typing import Literal
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.errors import UserError
+from patchconvnet.hardware import ThreadCount
 from patchconvnet.training.recipe import Recipe, recipe_from, recipe_parser
 from patchconvnet.training.run_folder import RECIPE_FILE
 
@@ -25,6 +26,7 @@ def train(
     device_count: int | None = None,
     nodes: int | None = None,
     strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    threads: ThreadCount = "auto",
 ) -> int:
     """Train a network on a folder of images, one folder a class; a recipe is chosen to fit them.
 
@@ -45,6 +47,7 @@ def train(
         device_count: devices to use on each machine; 1, or as many as torchrun starts processes.
         nodes: machines; run the same command on each under torchrun.
         strategy: ddp gives each device the whole network, fsdp a part of it.
+        threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
     """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -52,7 +55,7 @@ def train(
     from patchconvnet.training.loop import train as run_training
 
     try:
-        run_training(recipe, out, resume=resume, hardware=Hardware(device, device_count, nodes, strategy))
+        run_training(recipe, out, resume=resume, hardware=Hardware(device, device_count, nodes, strategy, threads))
     except KeyboardInterrupt:
         if rank_zero_only.rank == 0:
             again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
@@ -86,7 +89,7 @@ def run(words: Sequence[str]) -> int:
     return train(
         recipe,
         out=values.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
-        **{name: values[name] for name in ("resume", "device", "device_count", "nodes", "strategy")},
+        **{name: values[name] for name in ("resume", "device", "device_count", "nodes", "strategy", "threads")},
     )
 
 

@@ -15,7 +15,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from patchconvnet.errors import UserError
-from patchconvnet.hardware import cpu_has_bfloat16, keep_freed_memory
+from patchconvnet.hardware import ThreadCount, check_threads, cpu_has_bfloat16, keep_freed_memory
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.sharding import shard
 
@@ -33,12 +33,15 @@ class Hardware:
         devices: how many of them on each node; by default as many as torchrun starts processes, else one.
         nodes: by default what torchrun says, else one. All must see the run folder under one path.
         strategy: auto, ddp (each device has the whole network) or fsdp (each has a part of it).
+        threads: of one process on a CPU: a number, "auto" for the fastest by a short measurement, or None to leave
+            torch as it is. Several processes share the cores as torchrun says, and "auto" leaves them alone.
     """
 
     accelerator: str = "auto"
     devices: int | None = None
     nodes: int | None = None
     strategy: str = "auto"
+    threads: ThreadCount | None = None
 
 
 def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
@@ -52,6 +55,7 @@ def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
     if hardware.strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {hardware.strategy!r}; known: {', '.join(STRATEGIES)}")
     _check_batch(recipe, count)
+    check_threads(hardware.threads)
     keep_freed_memory()
     strategy: Any = hardware.strategy
     if strategy == "fsdp":

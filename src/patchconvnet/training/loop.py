@@ -22,7 +22,7 @@ from patchconvnet._version import __version__
 from patchconvnet.data.batches import batches
 from patchconvnet.errors import UserError
 from patchconvnet.files import write_atomic
-from patchconvnet.hardware import device_name
+from patchconvnet.hardware import ThreadCount, Threads, device_name
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training.calibration import calibrate
@@ -52,7 +52,8 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
         recipe: what to do. A resumed run may have other `epochs`; the learning rate then follows the new schedule.
         run: the run folder; must be new or empty unless resumed.
         resume: "yes" goes on from the run's last checkpoint, "auto" does so if there is one; on a CPU the result is
-            bit-equal to that of an uninterrupted run.
+            bit-equal to that of an uninterrupted run while the number of threads stays the same; a run whose number was
+            chosen ("auto") goes on with the one that its checkpoint names.
         hardware: devices; one, of the best kind there is, when left out.
 
     Returns:
@@ -62,7 +63,8 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
         UserError: a mistake in the recipe, the data or the run folder; another training in the folder; a full disk; a
             loss that is not a number.
     """
-    fabric = launch(hardware or Hardware(), recipe, run)
+    hardware, threads = hardware or Hardware(), torch.get_num_threads()
+    fabric = launch(hardware, recipe, run)
     folder = RunFolder(Path(fabric.broadcast(str(run))), FEATURES_FILE if recipe.method == "probe" else "last.ckpt")
     try:
         with agreed(fabric):
@@ -73,10 +75,12 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
                 raise UserError(
                     "method 'probe' runs on one device; leave out --devices and --nodes, or use method 'train'"
                 )
+            Threads(hardware.threads, fabric.device)
             return probe(recipe, folder, fabric.device)
-        return _Training(fabric, recipe, folder).run()
+        return _Training(fabric, recipe, folder).run(hardware.threads)
     finally:
         folder.close()
+        torch.set_num_threads(threads)
 
 
 class _Training:
@@ -119,13 +123,17 @@ class _Training:
             self.data.validation or images, recipe.preprocessing, recipe.monitor, self.folder.attention, recipe.seed
         )
 
-    def run(self) -> Path:
+    def run(self, threads: ThreadCount | None) -> Path:
         epochs = self.recipe.epochs
+        self.known_threads: int | None = None
         notes = self._resume()
         self.counted = time.perf_counter()  # up to when `seconds` has been counted
         classes = len(self.data.class_names)
         with TrainingProgress(epochs, self.batches.steps, self.standing.epoch, self.first, classes) as progress:
             progress.say("\n".join([*self._announcement(), *notes]))
+            if threads == "auto" and self.fabric.world_size > 1:
+                threads = None
+            self.threads = Threads(threads, self.fabric.device, progress.say, known=self.known_threads)
             while not self._is_finished():
                 self._run_epoch(progress)
             with agreed(self.fabric), self.folder.writing():
@@ -203,6 +211,7 @@ class _Training:
         started = refreshed = time.perf_counter()
         self.learner.train_mode()
         batches = self.batches.epoch(epoch, self.learner.plain.patch_size)
+        self.threads.begin()
         for step in range(steps):
             number = epoch * steps + step
             losses[step], hits = self.learner.update(batches, number, self._learning_rate(number))
@@ -210,6 +219,7 @@ class _Training:
             done = step + 1
             if done % CHECK_STEPS == 0 or done == steps:
                 self._check_losses(losses[:done])
+            self.threads.step()
             now = time.perf_counter()
             if self.first and (now - refreshed > REFRESH_SECONDS or done == steps):
                 refreshed = now
@@ -276,7 +286,12 @@ class _Training:
 
     def _save(self) -> None:
         """The checkpoint first, since the rest follows from it and is made again where a kill comes between."""
-        state = {**self.learner.state(), "data": self.fingerprint, **self.standing.to_dict()}
+        state = {
+            **self.learner.state(),
+            "data": self.fingerprint,
+            "threads": self.threads.count,
+            **self.standing.to_dict(),
+        }
         with agreed(self.fabric):
             if self.first:
                 self.folder.save_checkpoint(state)
@@ -394,6 +409,7 @@ class _Training:
                     f"give --epochs {standing.epoch} or more, or begin a new run in another --out"
                 )
         self.learner.load(state, origin)
+        self.known_threads = state.get("threads")
         before = self.fabric.broadcast(self.folder.epochs() if self.first else None)
         notes = [f"going on after epoch {standing.epoch}"]
         if self._is_finished():
