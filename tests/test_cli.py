@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from patchconvnet import PatchConvNet
+from patchconvnet import PatchConvNet, with_attention_pooling
 from patchconvnet.cli import main
 from patchconvnet.models import Metadata
 
@@ -75,6 +75,31 @@ def test_explains_at_another_size_and_for_another_class(
     code, _, _ = answer(capsys, "explain", photograph, "--model", digits_model, *arguments)
     assert code == 0
     assert np.load(tmp_path / "cat_map.npy").shape == (12, 16)
+
+
+def test_a_map_of_large_patches_is_refined_and_the_whole_image_seen_on_demand(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = with_attention_pooling("resnet18", num_classes=3)
+    cut = {"size": [96, 96], "resize": "crop", "crop_ratio": 0.7}
+    model.metadata = Metadata(class_names=["cat", "dog", "ship"], preprocessing=cut)
+    folder = model.save_pretrained(tmp_path / "resnet")
+
+    def record(*options: str) -> dict:
+        code, _, err = answer(capsys, "explain", photograph, "--model", folder, "--out", tmp_path, *options)
+        assert (code, err) == (0, "")
+        return json.loads((tmp_path / "cat.json").read_text())
+
+    refined, plain = record()["grid"], record("--refine", "0")
+    assert (refined["height"], refined["width"], refined["refine"]) == (15, 15, 5)
+    assert (plain["grid"]["height"], plain["evidence"]["exact"]) == (3, True)
+    assert plain["input"]["box"]["left"] > 50
+    assert record("--only", "json,overlay")["grid"]["refine"] == 0
+    whole = record("--view", "whole", "--refine", "0")
+    assert whole["input"]["box"] == {"left": 0, "top": 0, "right": 300, "bottom": 200}
+    assert (whole["input"]["height"], whole["input"]["width"]) == (64, 96)  # 0.7 · 96 = 67 pixels, in patches of 32
+    assert abs(whole["evidence"]["maps"][0]["remainder"]) < 1e-4
 
 
 def test_explains_what_if_a_part_were_gone(

@@ -130,6 +130,27 @@ def test_thin_and_tiny_images(model, resize, shape):
     assert np.isfinite(explanation.placed()).all()
 
 
+def test_whole_images_are_rectangles_and_share_passes_with_their_like(model):
+    preprocessing = Preprocessing((32, 32), "crop", 0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    images = [Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2)), Image.fromarray(pixels[::-1])]
+    sizes = []
+    hook = model.stem.register_forward_hook(lambda _, inputs, __: sizes.append(tuple(inputs[0].shape)))
+    together = explain(model, images, preprocessing=preprocessing, view="whole")
+    hook.remove()
+    assert sizes == [(2, 3, 24, 36), (1, 3, 36, 24)]  # 0.75 of 32, in patches of 4
+    for image, one in zip(images, together, strict=True):
+        assert one.geometry.box == (0, 0, *image.size)
+        assert abs(one.remainder[one.predicted.index]) < 1e-4
+        np.testing.assert_allclose(
+            one.logits, explain(model, image, preprocessing=preprocessing, view="whole").logits, atol=1e-5
+        )
+    letterboxed = Preprocessing((32, 32), "letterbox")
+    assert explain(model, images[0], preprocessing=letterboxed, view="whole").geometry.size == (32, 32)
+    with pytest.raises(UserError, match="unknown view 'all'; known: own, whole"):
+        explain(model, images[0], view="all")
+
+
 def test_too_thin_to_be_cut_is_said(model):
     with pytest.raises(UserError, match=r"images.1.: an image of 20000 × 1 pixels is too long and thin"):
         explain(

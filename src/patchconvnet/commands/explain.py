@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from patchconvnet.commands.command_line import CommandLine
-from patchconvnet.commands.sources import Size, load_model
+from patchconvnet.commands.sources import Size, load_model, preprocessing_for
 from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import UserError
 
@@ -21,6 +21,7 @@ SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
 WORTH_MEASURING = 10  # images; for fewer the number of threads is not measured, which takes as long as one of them
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
+FINE, LARGE_PATCH = 14, 16  # patches a side of a map that needs no refining; pixels of patches that are worth it
 
 
 def explain(
@@ -33,7 +34,8 @@ def explain(
     target: str | None = None,
     map: Literal["auto", "attention", "evidence", "contrast"] = "auto",
     only: tuple[str, ...] = ("figure", "overlay", "map", "json"),
-    refine: int = 0,
+    refine: int | None = None,
+    view: Literal["own", "whole"] = "own",
     without: str | None = None,
     top: int = 5,
     strict: bool = False,
@@ -59,7 +61,10 @@ def explain(
         map: the map to show: attention; evidence, for and against the class; contrast, for it and not for the next
             likely class; auto is attention, or evidence where attention is nearly uniform.
         only: files to write for each image, such as json,overlay; figures take the longest.
-        refine: average n x n shifts and both flips into a finer map.
+        refine: average n x n shifts and both flips into a finer map; 0 gives plain maps, whose evidence is exact; if
+            not given, where figures are drawn and patches are 16 pixels or more, as many as make a map of 14 x 14.
+        view: own gives the network what it was trained on, which for photographs is often the centre; whole all of the
+            image, at the price of some answers.
         without: a part of the image as left,top,right,bottom in its pixels, or several with semicolons between: what
             the model says without it, as a second figure and in the JSON.
         top: classes that figures list.
@@ -89,7 +94,9 @@ def explain(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{printable(model)}: {_knows(network)}")
     computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
-    options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top}
+    if refine is None:
+        refine = finer(network, size) if "figure" in only else 0
+    options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top, "view": view}
     explained, failed = [], 0
     with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
         for path, stem in zip(bar.track(paths, description="explaining"), unique_stems(paths), strict=True):
@@ -123,6 +130,14 @@ def explain(
     if failed:
         console.print(f"{failed} of {len(paths)} images could not be explained and were left out")
     return 0
+
+
+def finer(network: "AttentionClassifier", size: Size) -> int:
+    """How many times finer than its large patches a map must be to have `FINE` values a side; 0 if it has them."""
+    if network.patch_size < LARGE_PATCH:
+        return 0
+    patches = min(preprocessing_for(network, size).size) // network.patch_size
+    return 0 if patches >= FINE else -(-FINE // max(patches, 1))
 
 
 def run(words: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, Unpack, cast, overload
+from typing import Any, BinaryIO, Literal, TypedDict, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of
 
 Model = nn.Module | str | os.PathLike[str]
+View = Literal["own", "whole"]
 
 
 class ExplainOptions(TypedDict, total=False):
@@ -39,6 +40,7 @@ class ExplainOptions(TypedDict, total=False):
     classes: Sequence[int | str]
     top: int
     refine: int
+    view: View
     name: str | Iterable[str] | None
 
 
@@ -63,6 +65,7 @@ def explain(
     classes: Sequence[int | str] = (),
     top: int = 5,
     refine: int = 0,
+    view: View = "own",
     name: str | Iterable[str] | None = None,
 ) -> Explanation | list[Explanation] | Iterator[Explanation]:
     """What a network says about images: predictions, attention, and each patch's evidence for the classes.
@@ -81,6 +84,8 @@ def explain(
         top: how many classes figures and reports list.
         refine: n ≥ 1 gives maps of n × n values a patch, averaged over n × n shifts by parts of a patch and both flips,
             for 2·n² forward passes more; logits stay those of the plain pass.
+        view: "own" gives the network what its preprocessing says, which for photographs is often the centre; "whole"
+            all of an image that this would cut, as a rectangle, at the price of some answers (docs/explaining.md).
         name: what to call the image, or one name for each of many; by default its file's name without the ending.
 
     Returns:
@@ -106,6 +111,8 @@ def explain(
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
     if top < 1:
         raise UserError(f"top is {top}; it must be 1 or more.")
+    if view not in get_args(View):
+        raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
     model = as_model(model)
     preprocessing = preprocessing or preprocessing_of(model)
     if size is not None:
@@ -118,9 +125,10 @@ def explain(
         classes=tuple(class_index(class_names, c) for c in classes),
         top=top,
         refine=refine,
+        patch_size=int(getattr(model, "patch_size", 1)) if view == "whole" else None,
     )
     if one:
-        return _answer(model, [_read(sources[0], preprocessing, None, name)], question)[0]
+        return _answer(model, [_read(sources[0], question, None, name)], question)[0]
     if isinstance(name, str):
         raise UserError(f"given one name, {name!r}, for many images; give a list of names, one for each image.")
     names = None if name is None else list(name) if isinstance(sources, Sequence) else name
@@ -140,6 +148,7 @@ class _Question:
     classes: tuple[int, ...]
     top: int
     refine: int
+    patch_size: int | None  # where whole images are asked for
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,7 @@ class _Opened:
 
     name: str
     image: Image.Image
+    preprocessing: Preprocessing
     tensor: Tensor
     source: str | None
 
@@ -163,7 +173,7 @@ def _sources(images: Any) -> tuple[bool, Any]:
     return False, images if hasattr(images, "__next__") else list(images)
 
 
-def _read(source: Any, preprocessing: Preprocessing, index: int | None, name: Any) -> _Opened:
+def _read(source: Any, question: _Question, index: int | None, name: Any) -> _Opened:
     """Open an image; `index` is its place among many."""
     try:
         image: ImageLike
@@ -179,12 +189,15 @@ def _read(source: Any, preprocessing: Preprocessing, index: int | None, name: An
                 f"cannot read an image from a value of type {type(source).__name__}{hint}; give a path, an open binary "
                 "file, a PIL image, an array or a tensor."
             )
-        tensor = preprocessing(image)
         original = image if isinstance(image, Image.Image) else to_image(image)
+        preprocessing = question.preprocessing
+        if question.patch_size is not None:
+            preprocessing = preprocessing.whole(original.height, original.width, question.patch_size)
+        tensor = preprocessing(image)
     except UserError as error:
         raise error if index is None else UserError(f"images[{index}]: {error}") from error
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    return _Opened(_name(source, index or 0) if name is None else str(name), original, tensor, path)
+    return _Opened(_name(source, index or 0) if name is None else str(name), original, preprocessing, tensor, path)
 
 
 def _explain_many(
@@ -197,14 +210,24 @@ def _explain_many(
             name = None if named is None else next(named, None)
             if named is not None and name is None:
                 raise UserError(f"given {index} names and more images; give one for each image.")
-            opened.append(_read(source, question.preprocessing, index, name))
+            opened.append(_read(source, question, index, name))
         yield from _answer(model, opened, question)
 
 
-@torch.no_grad()
 def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> list[Explanation]:
-    """Explanations of images that share their forward passes."""
-    preprocessing, class_names = question.preprocessing, question.class_names
+    """Explanations of images; those that become inputs of one size share their forward passes."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        by_size.setdefault(image.preprocessing.size, []).append(i)
+    answers: dict[int, Explanation] = {}
+    for places in by_size.values():
+        answers |= zip(places, _answer_together(model, [images[i] for i in places], question), strict=True)
+    return [answers[i] for i in range(len(images))]
+
+
+@torch.no_grad()
+def _answer_together(model: nn.Module, images: list[_Opened], question: _Question) -> list[Explanation]:
+    preprocessing, class_names = images[0].preprocessing, question.class_names
     like = next(model.parameters())
     inputs = torch.stack([image.tensor.to(like.device, like.dtype) for image in images])
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
