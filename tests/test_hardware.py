@@ -89,7 +89,10 @@ def test_how_a_user_lets_threads_wait_stands() -> None:
 def test_the_fastest_number_of_threads() -> None:
     assert fastest_threads(2, {2: 1.0, 1: 1.8}.__getitem__) == (2, {2: 1.0, 1: 1.8})
     assert fastest_threads(2, {2: 4.5, 1: 2.2}.__getitem__)[0] == 1
-    assert fastest_threads(2, {2: 1.0, 1: 0.95}.__getitem__)[0] == 2  # too little to tell
+    assert fastest_threads(2, {2: 1.0, 1: 1.1}.__getitem__)[0] == 1  # the second waits for a core most of the time
+    assert fastest_threads(2, {2: 1.0, 1: 1.2}.__getitem__)[0] == 2
+    assert fastest_threads(4, {4: 1.0, 3: 0.95, 2: 1.2}.__getitem__)[0] == 4  # too little to tell
+    assert fastest_threads(16, lambda threads: 1 / threads)[0] == 16
     assert fastest_threads(4, {4: 2.0, 3: 1.3, 2: 1.5}.__getitem__)[0] == 3  # one core has other work
     # a container that sees 16 cores and has a share of 2
     assert fastest_threads(16, lambda threads: {1: 2.0, 2: 1.0}.get(threads, float(threads)))[0] == 2

@@ -18,7 +18,10 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 ThreadCount = int | Literal["auto"]
 MOST_THREADS = 1024  # far more than fit any machine end the process where the system gives no more
 MEASUREMENTS = 7  # of each number of threads, of which the median counts
-WORTH_CHANGING = 0.9  # fewer threads must take less than this share of the time of more
+WORTH_ONE_FEWER = 0.9  # share of the time with more threads that one fewer may take, to be chosen
+WORTH_HALF = (
+    1.15  # that half of them may take: where twice as many win so little they wait for cores, which slows steps
+)
 STEPS_COMPARED = 8  # whose median is compared with the best so far
 MARKEDLY_SLOWER = 1.5
 SECONDS_WITH_FEWER = 60.0  # after which it is measured whether the others can be had again
@@ -198,7 +201,7 @@ def fastest_threads(most: int, measure: Callable[[int], float]) -> tuple[int, di
     for count in dict.fromkeys([most - 1, *(most >> k for k in range(1, most.bit_length()))]):
         pairs = [(measure(best), measure(count)) for _ in range(MEASUREMENTS)]
         seconds[best], seconds[count] = (statistics.median(column) for column in zip(*pairs, strict=True))
-        if seconds[count] < WORTH_CHANGING * seconds[best]:
+        if seconds[count] < seconds[best] * (WORTH_HALF if 2 * count <= most else WORTH_ONE_FEWER):
             best = count
         elif count < most - 1:
             break
