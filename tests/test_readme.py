@@ -41,13 +41,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(words: list[str], cwd: Path) -> str:
     result = subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        words,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_commands_of_the_readme(home: Path) -> None:
     """In their order, since later ones use what earlier ones leave; the resume goes on with a finished run."""
     assert len(COMMANDS) >= 6
