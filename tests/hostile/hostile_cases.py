@@ -75,7 +75,7 @@ def _images() -> list[Case]:
         Case("images", [*explain, "images/*.jpg", "images/good.png"], (0,), "contact sheet"),
         Case("images", ["explain", "/dev/null"], (2,), "no image or folder"),
         Case("images", ["explain", "/dev/zero"], (2,), "no image or folder"),
-        Case("images", ["explain", ""], (2,), "no images in"),
+        Case("images", ["explain", ""], (2,), "an empty word"),
     ]
 
 
@@ -210,7 +210,7 @@ def _models() -> list[Case]:
         Case("models", [*explain, "run"], (0,), "good"),
         Case("models", [*explain, "a_file"], (2,), "a_file"),
         Case("models", [*explain, "absent"], (2,), "absent"),
-        Case("models", [*explain, "../../etc/passwd"], (2,), "is a file"),
+        Case("models", [*explain, "../../etc/passwd"], (2,), "etc/passwd"),
         Case("models", [*explain, ""], (2,), "model"),
         Case("models", [*explain, "nul\0"], (2,), "model"),
         Case("models", [*explain, "resnet5O"], (2,), "resnet50"),

@@ -286,6 +286,8 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: dict[Path, None] = {}
     for source in sources:
         left_out = _LeftOut()
+        if not str(source):
+            raise UserError("an empty word is no image, folder or pattern; '.' is this folder")
         if "\0" in str(source):
             raise UserError(f"{class_name(str(source))!r} is not a file name.")
         path = Path(os.path.expanduser(source))
