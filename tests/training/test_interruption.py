@@ -81,7 +81,7 @@ def test_a_real_process_killed_at_random_moments(tmp_path: Path) -> None:
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 130, errors
-            assert errors == "\npatchconvnet: interrupted; go on with: patchconvnet train --resume auto --out run\n"
+            assert errors == "\npatchconvnet: interrupted; continue with: patchconvnet train --resume auto --out run\n"
     last = subprocess.run(train, cwd=tmp_path, env=one_thread(), capture_output=True, text=True, timeout=600)
     assert last.returncode == 0, last.stderr
     assert last.stderr == ""
