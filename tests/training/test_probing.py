@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import MICRO, kept, run
 
 from patchconvnet import UserError, explain, load
@@ -55,6 +55,17 @@ def test_features_are_computed_once(probed: Path) -> None:
     assert (probed / "checkpoints" / FEATURES_FILE).stat().st_mtime_ns == stamp
     for name, value in kept(probed).items():
         assert torch.equal(value, before[name])
+
+
+def test_features_of_other_images_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    folder = run(PROBE, tmp_path / "run")
+    file = folder / "checkpoints" / FEATURES_FILE
+    save_file(load_file(file), file, {"images": "others"})
+    with pytest.raises(UserError, match="the images of digits are not those that the run in"):
+        run(PROBE, folder, resume="auto")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        run(PROBE, folder, resume="auto")
 
 
 def test_features_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:

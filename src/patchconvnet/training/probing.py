@@ -3,6 +3,7 @@
 The recipe's `method: probe`. Minutes become seconds: the backbone runs forward once for each view of each image.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from patchconvnet._version import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.data.batches import batches
 from patchconvnet.data.splits import DataSplits, Split
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name, fastest_dtype
 from patchconvnet.models import AttentionClassifier
@@ -146,13 +148,23 @@ def class_weights(labels: Tensor, num_classes: int) -> Tensor:
 def _kept_features(
     model: AttentionClassifier, recipe: Recipe, data: DataSplits, folder: RunFolder, device: torch.device, bar: Progress
 ) -> dict[str, Tensor]:
-    file = folder.checkpoint
+    file, images = folder.checkpoint, json.dumps(data.fingerprint(), sort_keys=True)
     if file.is_file():
-        return load_file(file)
+        try:
+            with safe_open(file, "pt") as kept:
+                its_images = (kept.metadata() or {}).get("images")
+            if its_images == images:
+                return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged ({first_line(error)}); begin a new run in another --out") from error
+        raise UserError(
+            f"the images of {data.name} are not those that the run in {folder.path} was begun with; begin a new run in "
+            "another --out"
+        )
     features = _features(model, recipe, data, device, bar)
     with folder.writing():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, lambda part: save_file(features, part))
+        write_atomic(file, lambda part: save_file(features, part, {"images": images}))
     return features
 
 
