@@ -1,9 +1,10 @@
 """Training step of the Keras example's network beside one busy process, by how threads wait and how many there are.
 
-    python benchmarks/busy_neighbour.py
+    python benchmarks/busy_neighbour.py [--keras-python PATH]
 
 Each way is a process of its own, since OpenMP reads how its threads wait when torch loads it; their steps are timed in
-turn, first with the machine quiet and then with a process beside them that keeps one core busy.
+turn, first with the machine quiet and then with a process beside them that keeps one core busy. Keras 3 + TensorFlow,
+in its fastest mode of the quiet machine, takes turns with them.
 """
 
 import contextlib
@@ -11,13 +12,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import keras_process
 import torch
 from measuring import arguments, race, ratio, report, row, seconds
 
 AIM = 2.2  # times the quiet step
+AHEAD = 1.3  # of Keras, beside the same process
+OURS = "GOMP_SPINCOUNT=0, threads auto"  # as `patchconvnet train` does it
 WAYS = {"spinning": None, "GOMP_SPINCOUNT=0": "0"}
 COUNTS = ("1", "2", "auto")
 
@@ -98,28 +103,42 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--way", choices=COUNTS, help="make the steps of one way (for this script's own use)")
     parser.add_argument("--steps", type=int, default=3, help="of a turn, after one that is not timed")
+    keras_process.add_option(parser)
     a = parser.parse_args()
     if a.way:
         work(a.way, a.steps)
         return
     load = os.getloadavg()[0]
     ways = {f"{wait}, threads {count}": Way(spin, count, a.steps) for wait, spin in WAYS.items() for count in COUNTS}
-    times = race({f"quiet: {name}": way.step for name, way in ways.items()}, a.rounds, warm_up=0)
+    contenders: dict[str, Callable[[], float]] = {name: way.step for name, way in ways.items()}
+    about: dict[str, Any] = {}
+    if a.keras_python:
+        keras = keras_process.KerasNetwork(a.keras_python, a.threads)
+        modes = keras.try_modes("step")
+        about = {"versions": keras.about, "Keras' modes, seconds": modes}
+        contenders["Keras"] = partial(keras.seconds, min(modes, key=modes.__getitem__), "step", a.steps)
+    times = race({f"quiet: {name}": turn for name, turn in contenders.items()}, a.rounds, warm_up=0)
     with neighbour():
-        times |= race({f"beside: {name}": way.step for name, way in ways.items()}, a.rounds, warm_up=0)
+        times |= race({f"beside: {name}": turn for name, turn in contenders.items()}, a.rounds, warm_up=0)
     for way in ways.values():
         way.close()
+    what = "training step of the example's network beside a busy process"
     rows = [
         row(
-            "training step of the example's network beside a busy process",
+            what,
             f"the quiet step on two threads: {name}",
-            AIM if name == "GOMP_SPINCOUNT=0, threads auto" else None,
+            AIM if name == OURS else None,
             ratio(times, f"beside: {name}", "quiet: GOMP_SPINCOUNT=0, threads 2"),
             at_most=True,
         )
         for name in ways
     ]
-    facts = {"threads of each turn": {name: way.threads for name, way in ways.items()}, "load before": load}
+    ahead = ratio(times, "beside: Keras", f"beside: {OURS}") if a.keras_python else keras_process.MISSING
+    rows.append(row(what, "Keras' fastest mode beside one", AHEAD, ahead))
+    if a.keras_python:
+        slower = ratio(times, "beside: Keras", "quiet: Keras")
+        rows.append(row(what, "the quiet step: Keras' fastest mode", None, slower, at_most=True))
+    facts = {"threads of each turn": {name: way.threads for name, way in ways.items()}, "load before": load} | about
     report(rows, seconds(times), facts)
 
 

@@ -20,7 +20,7 @@ from patchconvnet.files import write_atomic
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RESULTS = DOCS / "benchmarks"
-KERAS = ("example_training", "example_inference")
+KERAS = ("example_training", "example_inference", "busy_neighbour")
 SCRIPTS = (*KERAS, "epoch", "s60_inference", "maps", "image_size", "training_memory")
 BEGIN, END = "<!-- speed: made by benchmarks/run_all.py -->", "<!-- end of speed -->"
 
