@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a network on your images",
     "evaluate": "measure a model on labelled images",
     "explain": "see what a model says about an image, and which patches made it",
+    "serve": "answer over HTTP, with maps and a page",
     "audit": "measure how faithful a model's maps are, beside the usual methods",
     "models": "list the variants and their published weights",
 }

@@ -1,0 +1,1 @@
+"""`patchconvnet serve`: a classifier with its maps over HTTP."""

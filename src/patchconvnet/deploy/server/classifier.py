@@ -1,0 +1,111 @@
+"""What the server needs of a model, and the models that have it: an exported file, or a network in PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from patchconvnet.data.preprocessing import Geometry
+from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.explanation.patch_grid import Grid
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into `Classifier.run` and what comes out of it.
+
+    Attributes:
+        datatype: of the input, in the words of the Open Inference Protocol: FP32 or UINT8.
+        input_shape: of one image; −1 where any length will do.
+        queries: attention maps of an image.
+        evidence_classes: that have evidence in each answer; −1 where it depends on the request.
+    """
+
+    datatype: str
+    input_shape: tuple[int, ...]
+    queries: int
+    evidence_classes: int
+
+
+class Classifier(Protocol):
+    """A model that answers with its maps.
+
+    Attributes:
+        platform: what computes, in the words of the Open Inference Protocol.
+        class_names: one for each class.
+        size: (height, width) of the network input.
+        grid: how the patches are placed on it.
+        exact: whether evidence adds up to the logit less its bias.
+        temperature: of the probabilities.
+        signature: of `run`.
+    """
+
+    platform: str
+    class_names: list[str]
+    size: tuple[int, int]
+    grid: Grid
+    exact: bool
+    temperature: float
+    signature: Signature
+
+    def prepare(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:
+        """An upright RGB image → the network input of one image, and how it is placed on the image."""
+
+    def run(self, batch: np.ndarray, classes: Sequence[int] = (), top: int = 5) -> Outputs:
+        """Network inputs (B, …) → logits (B, K), attention (B, Q, h, w), evidence (B, K', h, w), classes (B, K').
+
+        Args:
+            batch: network inputs.
+            classes: that must have evidence.
+            top: how many of the likeliest must have it too.
+        """
+
+    def explanation(
+        self, name: str, image: Image.Image, geometry: Geometry, outputs: Outputs, target: int | None, top: int
+    ) -> Explanation:
+        """The explanation of one image, from its rows of the outputs of `run`."""
+
+
+def model_name(model: str) -> str:
+    """What a model is called in addresses: its file's or folder's name, in letters, digits and -._"""
+    path = Path(model)
+    name = path.stem if path.suffix == ".onnx" else path.name
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in name) or "model"
+
+
+def rows_of(outputs: Outputs, index: int) -> Outputs:
+    """One image's rows of a batch's outputs."""
+    return {name: values[index] for name, values in outputs.items()}
+
+
+def listed_classes(logits: np.ndarray, target: int | None, top: int) -> list[int]:
+    """Sorted indices of the likeliest classes and of the target: those that one request alone would be given."""
+    ranks = logits.astype(np.float64)
+    if target is not None:
+        ranks[target] = np.inf
+    count = min(top + (target is not None), len(ranks))
+    return sorted(int(k) for k in np.argsort(-ranks, kind="stable")[:count])
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """What a client must know of a model, as plain values."""
+    grid = classifier.grid
+    return {
+        "platform": classifier.platform,
+        "class_names": classifier.class_names,
+        "size": {"height": classifier.size[0], "width": classifier.size[1]},
+        "temperature": classifier.temperature,
+        "grid": {
+            "height": grid.shape[0],
+            "width": grid.shape[1],
+            "step": {"y": grid.step[0], "x": grid.step[1]},
+            "first": {"y": grid.first[0], "x": grid.first[1]},
+        },
+        "maps": ["attention", "evidence", "contrast"],
+        "evidence_is_exact": classifier.exact,
+    }

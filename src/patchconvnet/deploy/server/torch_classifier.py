@@ -1,0 +1,84 @@
+"""A network in PyTorch behind the server."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from patchconvnet.data.preprocessing import Geometry
+from patchconvnet.deploy.server.classifier import Outputs, Signature, listed_classes
+from patchconvnet.explanation.evidence import Look, look
+from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
+from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.explanation.patch_grid import patch_grid
+from patchconvnet.models.weights import temperature_of
+
+
+class TorchClassifier:
+    """A `Classifier` that runs a network as `patchconvnet.explain` does.
+
+    Args:
+        network: with attention pooling; put into evaluation mode.
+
+    Raises:
+        UserError: it has no maps, or no preprocessing.
+    """
+
+    platform = "pytorch"
+
+    def __init__(self, network: nn.Module):
+        self._network = network.eval().requires_grad_(False)
+        self._preprocessing = preprocessing_of(network)
+        self.size = self._preprocessing.size
+        self.class_names = class_names_of(network)
+        self.temperature = temperature_of(network)
+        channels = self._preprocessing.channels
+        seen = self._look(np.zeros((1, channels, *self.size), np.float32))
+        self.exact, self._bias = seen.exact, seen.bias.float().numpy()
+        queries, height, width = seen.attention.shape[1:]
+        self.grid = patch_grid(network, self.size, (height, width))
+        all_classes = seen.evidence.shape[1] == len(self.class_names)
+        self.signature = Signature(
+            "FP32", (channels, *self.size), queries, len(self.class_names) if all_classes else -1
+        )
+
+    def prepare(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:
+        """See `Classifier`."""
+        return self._preprocessing(image).numpy(), self._preprocessing.geometry(image.height, image.width)
+
+    def run(self, batch: np.ndarray, classes: Sequence[int] = (), top: int = 5) -> Outputs:
+        """See `Classifier`."""
+        seen = self._look(batch, tuple(classes), top)
+        tensors = {"logits": seen.logits, "attention": seen.attention, "evidence": seen.evidence}
+        return {name: values.float().numpy() for name, values in tensors.items()} | {"classes": seen.classes.numpy()}
+
+    def explanation(
+        self, name: str, image: Image.Image, geometry: Geometry, outputs: Outputs, target: int | None, top: int
+    ) -> Explanation:
+        """See `Classifier`."""
+        classes, evidence = outputs["classes"].tolist(), outputs["evidence"]
+        if len(classes) < len(self.class_names):  # those that others in the batch asked for are not this request's
+            wanted = listed_classes(outputs["logits"], target, top)
+            evidence, classes = evidence[[classes.index(k) for k in wanted]], wanted
+        return Explanation(
+            name=name,
+            image=image,
+            class_names=self.class_names,
+            logits=outputs["logits"],
+            bias=self._bias,
+            attention=outputs["attention"],
+            evidence=evidence,
+            evidence_classes=tuple(classes),
+            exact=self.exact,
+            grid=self.grid,
+            geometry=geometry,
+            target=target,
+            top=min(top, len(self.class_names)),
+            temperature=self.temperature,
+        )
+
+    @torch.no_grad()
+    def _look(self, batch: np.ndarray, classes: tuple[int, ...] = (), top: int = 1) -> Look:
+        return look(self._network, torch.from_numpy(batch), classes, top)
