@@ -3,6 +3,7 @@
 Run as a script, this file is one of the two processes.
 """
 
+import copy
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from small_runs import (
@@ -27,15 +29,16 @@ from small_runs import (
     step_losses,
     untimed,
 )
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from patchconvnet.cli import _quieten
 from patchconvnet.data.splits import Images
 from patchconvnet.errors import UserError
+from patchconvnet.models import with_attention_pooling
 from patchconvnet.models.layers import BatchNorm
 from patchconvnet.training import launch
-from patchconvnet.training.distributed import synchronise_batch_norm
+from patchconvnet.training.distributed import SyncPatchNorm, synchronise_batch_norm
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
@@ -228,6 +231,49 @@ def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path) -> None:
 def test_a_batch_norm_that_is_not_known_is_refused() -> None:
     with pytest.raises(UserError, match=r"^1, a BatchNorm1d, cannot be trained on more than one device"):
         synchronise_batch_norm(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["patchconvnet_micro", "resnet18", "efficientnet_lite0", "levit_128s"])
+def test_batch_norms_are_converted_for_gpus(name: str) -> None:
+    """By kind, parameters and results; what several GPUs compute with them is not tested here."""
+    torch.manual_seed(0)
+    ours = name.startswith("patchconvnet")
+    if ours:
+        model: nn.Module = timm.create_model(name, norm="batch", num_classes=3)
+    else:
+        model = with_attention_pooling(timm.create_model(name, pretrained=False), num_classes=3, norm="batch")
+    images = torch.randn(2, 3, *((32, 32) if ours else (224, 224)))
+    before = {name: type(module) for name, module in model.named_modules()}
+    state, parameters = model.state_dict(keep_vars=True), list(model.parameters())
+    expected = {mode: copy.deepcopy(model).train(mode)(images) for mode in (False, True)}
+    assert synchronise_batch_norm(model, torch.device("cuda")) is model
+    counterpart = {
+        nn.BatchNorm1d: nn.SyncBatchNorm,
+        nn.BatchNorm2d: nn.SyncBatchNorm,
+        BatchNormAct2d: SyncBatchNormAct,
+        BatchNorm: SyncPatchNorm,
+    }
+    found = {name: type(module) for name, module in model.named_modules()}
+    assert found == {name: counterpart.get(kind, kind) for name, kind in before.items()}
+    assert found != before
+    now = model.state_dict(keep_vars=True)
+    assert now.keys() == state.keys()
+    assert all(now[name] is value for name, value in state.items())
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    # one process: the batch is the global one, and the axis of the channels has to be right
+    for mode, logits in expected.items():
+        torch.testing.assert_close(model.train(mode)(images), logits)
+
+
+def test_a_single_norm_is_converted_for_gpus() -> None:
+    for norm, kind in ((BatchNorm(3), SyncPatchNorm), (nn.BatchNorm2d(3), nn.SyncBatchNorm)):
+        weight = norm.weight
+        converted = synchronise_batch_norm(norm, torch.device("cuda"))
+        assert type(converted) is kind
+        assert converted.weight is weight
+    strange = nn.Sequential(type("Strange", (nn.BatchNorm2d,), {})(3))
+    with pytest.raises(UserError, match=r"^0, a Strange, cannot be trained on more than one device"):
+        synchronise_batch_norm(strange, torch.device("cuda"))
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
-"""Batch norm over the global batch: torch's and timm's own on GPUs, and one for CPUs, which theirs refuse."""
+"""Batch norm over the global batch: timm's conversion on GPUs, and norms of ours for CPUs, which torch's refuses."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from patchconvnet.errors import UserError
 from patchconvnet.models.layers import BatchNorm
@@ -74,27 +75,43 @@ ON_CPU: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm: CpuSyncPatchNorm,
     BatchNormAct2d: CpuSyncBatchNormAct,
 }
-ON_GPU: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: nn.SyncBatchNorm,
-    BatchNorm: SyncPatchNorm,
-    BatchNormAct2d: SyncBatchNormAct,
-}
+# what timm's conversion gets right: not other subclasses, whose forward it would replace
+CONVERTED_BY_TIMM = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d}
 
 
-def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept.
 
-    As timm's `convert_sync_batchnorm`, which does not know norms of patches or CPUs.
+    On GPUs `timm.layers.convert_sync_batchnorm` converts torch's and timm's norms, and `SyncPatchNorm` takes the place
+    of ours, whose channels are the last axis. The conversion is tested; training on several GPUs was not, for want
+    of them. On CPUs all of them are replaced by norms of this file, which are tested with two processes.
+
+    Args:
+        model: changed in place, unless it is a norm itself.
+        device: the kind of device that it will be trained on.
+
+    Returns:
+        The model, or what took its place.
 
     Raises:
         UserError: for a kind of batch norm that is not known here.
     """
-    kinds = ON_CPU if device.type == "cpu" else ON_GPU
+    known = ON_CPU.keys() if device.type == "cpu" else {BatchNorm, *CONVERTED_BY_TIMM}
     for name, module in model.named_modules():
-        synchronised = kinds.get(type(module))
-        if synchronised is not None:
-            # swapped in place: the parameters, which an optimizer may hold already, stay the same objects
-            module.__class__ = synchronised
-            module.process_group = None  # of torch's: all processes
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm) and type(module) not in known:
             raise UserError(f"{name}, a {type(module).__name__}, cannot be trained on more than one device")
+    return _synchronised(model, device)
+
+
+def _synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+    # the parameters, which an optimizer may hold already, stay the same objects
+    if type(module) in ON_CPU and device.type == "cpu":
+        module.__class__ = ON_CPU[type(module)]
+    elif type(module) is BatchNorm:
+        module.__class__ = SyncPatchNorm
+        module.process_group = None  # type: ignore[assignment]  # of torch's: all processes
+    elif isinstance(module, _BatchNorm):
+        return convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        module.add_module(name, _synchronised(child, device))
+    return module
