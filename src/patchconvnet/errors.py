@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can correct. Its message says what was given, what is allowed and what to do."""
 
 
+# what one image may be to blame for, among many: UserError is a ValueError
+OF_ONE_IMAGE = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut to fit into a sentence.
 

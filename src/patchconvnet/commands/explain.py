@@ -2,22 +2,29 @@
 
 import errno
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size, load_model, preprocessing_for
 from patchconvnet.commands.terminal import printable
-from patchconvnet.errors import UserError
+from patchconvnet.errors import OF_ONE_IMAGE, UserError
 
 if TYPE_CHECKING:
     from patchconvnet.explanation import Explanation
+    from patchconvnet.explanation.drawing import Drawers, Drawing
+    from patchconvnet.explanation.explainer import Question
+    from patchconvnet.explanation.explanation import Saved
     from patchconvnet.explanation.removal import Removal
     from patchconvnet.models import AttentionClassifier
 
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
+WORTH_FUSING = 8  # forward passes; fusing takes as long as a few
+WORTH_DRAWING = 8  # images; a process takes as long to start as a figure to draw
+MOST_WAITING = 32  # explanations that wait to be drawn, besides two for each process
 WORTH_MEASURING = 10  # images; for fewer the number of threads is not measured, which takes as long as one of them
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
@@ -41,6 +48,7 @@ def explain(
     strict: bool = False,
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
+    workers: int | Literal["auto"] = "auto",
 ) -> int:
     """See what a model says about images, and which patches made it say so.
 
@@ -71,65 +79,118 @@ def explain(
         strict: stop at an image that cannot be read, instead of leaving it out.
         device: cpu, cuda, mps or auto.
         threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
+        workers: processes that draw and write beside the network; 0 for none, auto for as many as there are cores where
+            there are eight images or more.
     """
     import numpy as np
     from rich.console import Console
     from rich.progress import Progress
 
     from patchconvnet.data.folders import find_images
-    from patchconvnet.explanation import explain as explain_image
-    from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
+    from patchconvnet.explanation.drawing import check_processes, drawers, usable_cores
     from patchconvnet.hardware import Threads, check_threads
-    from patchconvnet.models import default_model
-    from patchconvnet.training.evaluation_files import predictions_csv
-    from patchconvnet.training.run_folder import write_text
 
     _check_files(only)
     boxes = _boxes(without)
     check_threads(threads)
+    check_processes(workers)
     paths = find_images(images)
-    model = default_model() if model is None else model
+    stems = unique_stems(paths)
     _make_folder(out)
-    network, chosen_device = load_model(model, weights, device)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{printable(model)}: {_knows(network)}")
-    computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
-    if refine is None:
-        refine = finer(network, size) if "figure" in only else 0
-    options: dict[str, Any] = {"size": size, "target": target, "refine": refine, "top": top, "view": view}
-    explained, failed = [], 0
-    with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
-        for path, stem in zip(bar.track(paths, description="explaining"), unique_stems(paths), strict=True):
-            try:
-                explanation = explain_image(network, path, name=printable(stem), **options)
-                removal = explanation.without(boxes) if boxes else None
-                saved = explanation.save(out, stem, only=cast(Any, only), map=map, without=removal)
-            except (UserError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
-                _raise_if_not_of_this_image(error, network, options)
-                if strict:
-                    raise UserError(_why(path, error)) from error
-                failed += 1
-                console.print(f"skipped: {printable(_why(path, error))}", style="yellow")
-                continue
-            likely = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in explanation.top_classes(3))
-            console.print(f"{printable(path)}: {likely} → {printable(next(filter(None, saved)))}")
-            if removal:
-                console.print(f"  without {without}: {_without(explanation, removal)}")
-            explained.append((path, replace(explanation.scaled(SHEET_SIDE), forward_pass=None)))
-            computing.step()
-    if not explained:
+    if workers == "auto":
+        workers = usable_cores() if len(paths) >= WORTH_DRAWING else 0
+    with drawers(workers) as drawing:
+        from patchconvnet.explanation.explainer import Question
+        from patchconvnet.explanation.image_files import explain_files
+        from patchconvnet.models import default_model
+
+        model = default_model() if model is None else model
+        network, chosen_device = load_model(model, weights, device)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{printable(model)}: {_knows(network)}")
+        computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
+        if refine is None:
+            refine = finer(network, size) if "figure" in only else 0
+        question = Question.of(network, size=size, target=target, top=top, refine=refine, view=view)
+        if len(paths) * (1 + 2 * refine**2) >= WORTH_FUSING and chosen_device.type == "cpu":
+            network = cast(Any, network).fuse()  # in float32: bfloat16 changes probabilities by up to five points
+        answers = explain_files(network, paths, [printable(stem) for stem in stems], question, threads=computing)
+        options: dict[str, Any] = {"only": only, "map": map}
+        saving = (_save(said, boxes, drawing, out, stem, options) for said, stem in zip(answers, stems, strict=True))
+        shares, sheet, names, failed = [], [], [], 0
+        with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
+            done = _in_order(saving, MOST_WAITING + 2 * workers)
+            for path, each in zip(bar.track(paths, description="explaining"), done, strict=True):
+                try:
+                    saved = each.result()
+                except OF_ONE_IMAGE as error:
+                    _raise_if_not_of_this_image(error, network, question)
+                    if strict:
+                        raise UserError(_why(path, error)) from error
+                    failed += 1
+                    console.print(f"skipped: {printable(_why(path, error))}", style="yellow")
+                    continue
+                explanation = each.explanation
+                likely = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in explanation.top_classes(3))
+                console.print(f"{printable(path)}: {likely} → {printable(next(filter(None, saved)))}")
+                if each.removal:
+                    console.print(f"  without {without}: {_without(explanation, each.removal)}")
+                shares.append(explanation.probabilities)
+                names.append(printable(path))
+                if "figure" in only:
+                    sheet.append(replace(explanation.scaled(SHEET_SIDE), forward_pass=None))
+    from patchconvnet.training.evaluation_files import predictions_csv
+    from patchconvnet.training.run_folder import write_text
+
+    if not shares:
         raise UserError(f"none of the {len(paths)} images could be explained")
-    shares = np.stack([explanation.probabilities for _, explanation in explained])
-    names = [printable(path) for path, _ in explained]
-    write_text(out / "predictions.csv", predictions_csv(names, explained[0][1].class_names, shares))
-    if len(explained) > 1 and "figure" in only:
-        for i, sheet in enumerate(contact_sheet([explanation for _, explanation in explained], map=map)):
+    write_text(out / "predictions.csv", predictions_csv(names, question.class_names, np.stack(shares)))
+    if len(sheet) > 1:
+        from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
+
+        for i, page in enumerate(contact_sheet(sheet, map=map)):
             file = out / f"contact_sheet{'' if not i else f'_{i + 1}'}.png"
-            save_image(to_image(sheet), file)
+            save_image(to_image(page), file)
             console.print(f"contact sheet: {printable(file)}")
     if failed:
         console.print(f"{failed} of {len(paths)} images could not be explained and were left out")
     return 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An image's explanation on its way to its files, or what stood in the way of it."""
+
+    explanation: Any
+    removal: "Removal | None" = None
+    drawing: "Drawing | None" = None
+
+    def result(self) -> "Saved":
+        """The files, when they are there; raises what stood in the way."""
+        if self.drawing is None:
+            raise self.explanation
+        return self.drawing.result()
+
+
+def _save(said: "Explanation | Exception", boxes: Any, drawing: "Drawers", *where: Any) -> _Asked:
+    if isinstance(said, Exception):
+        return _Asked(said)
+    out, stem, options = where
+    try:
+        removal = said.without(boxes) if boxes else None
+    except OF_ONE_IMAGE as error:
+        return _Asked(error)
+    return _Asked(said, removal, drawing.save(said, out, stem, without=removal, **options))
+
+
+def _in_order(begun: Iterator[_Asked], most: int) -> Iterator[_Asked]:
+    """As they were begun, each as soon as it is done; while more than `most` are waiting, none is begun."""
+    waiting: deque[_Asked] = deque()
+    for each in begun:
+        waiting.append(each)
+        while waiting and (len(waiting) > most or waiting[0].drawing is None or waiting[0].drawing.done):
+            yield waiting.popleft()
+    yield from waiting
 
 
 def finer(network: "AttentionClassifier", size: Size) -> int:
@@ -175,16 +236,16 @@ def _knows(network: "AttentionClassifier") -> str:
     return f"knows {len(names):,} classes, such as {listed}"
 
 
-def _raise_if_not_of_this_image(error: Exception, network: Any, options: dict[str, Any]) -> None:
+def _raise_if_not_of_this_image(error: Exception, network: Any, question: "Question") -> None:
     """Raise what would stop any other image too: a full disk, or an option that the model does not take."""
     from PIL import Image
 
-    from patchconvnet.explanation import explain as explain_image
+    from patchconvnet.explanation.explainer import answer, open_image
 
     cause = error.__cause__ or error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
-    explain_image(network, Image.new("RGB", (64, 64)), **options)
+    answer(network, [open_image(Image.new("RGB", (64, 64)), question, None, None)], question)
 
 
 def _check_files(only: Sequence[str]) -> None:

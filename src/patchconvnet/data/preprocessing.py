@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchconvnet.data.geometry import Geometry
 from patchconvnet.data.images import ImageLike, pixels
 from patchconvnet.errors import UserError
 
@@ -148,7 +149,7 @@ class Preprocessing:
         std = values.new_tensor(self.std).view(-1, 1, 1)
         return (values - mean).div_(std)
 
-    def geometry(self, height: int, width: int) -> "Geometry":
+    def geometry(self, height: int, width: int) -> Geometry:
         """Where the network input lies on an image of `height` × `width` pixels."""
         target_height, target_width = self.size
         resized, offset = self.size, (0, 0)
@@ -225,7 +226,7 @@ class Preprocessing:
             std=tuple(cfg.get("std") or IMAGENET_STD[:channels]),
         )
 
-    def _cut(self, values: Tensor, geometry: "Geometry") -> Tensor:
+    def _cut(self, values: Tensor, geometry: Geometry) -> Tensor:
         (height, width), (top, left) = self.size, geometry.offset
         if values.shape[-2] < height or values.shape[-1] < width:  # letterbox
             mean = values.new_tensor(self.mean).view(1, -1, 1, 1)
@@ -233,35 +234,6 @@ class Preprocessing:
             framed[:, :, -top : -top + values.shape[-2], -left : -left + values.shape[-1]] = values
             return framed
         return values[:, :, top : top + height, left : left + width].contiguous()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image is laid into the network input; made by `Preprocessing.geometry`.
-
-    Args:
-        image: (height, width) of the image.
-        resized: (height, width) the whole image is resized to.
-        offset: (top, left) corner of the network input on the resized image; negative for letterbox.
-        size: (height, width) of the network input.
-    """
-
-    image: tuple[int, int]
-    resized: tuple[int, int]
-    offset: tuple[int, int]
-    size: tuple[int, int]
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """What the network input covers, (left, top, right, bottom) in image pixels, edges at whole numbers.
-
-        It lies inside of the image for "crop", is the image for "stretch", and goes beyond it for "letterbox".
-        """
-        vertical = self.image[0] / self.resized[0]
-        horizontal = self.image[1] / self.resized[1]
-        top, left = self.offset
-        bottom, right = top + self.size[0], left + self.size[1]
-        return (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

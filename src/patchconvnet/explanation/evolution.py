@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from patchconvnet.data.preprocessing import Geometry
+from patchconvnet.data.geometry import Geometry
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.colours import (
     ATTENTION_OPACITY,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict, Unpack, cast, get_args, overload
+from typing import Any, BinaryIO, Literal, Self, TypedDict, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import Look, look
 from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.explanation.forward_pass import ForwardPass
 from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
-from patchconvnet.explanation.removal import ForwardPass
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
@@ -109,26 +109,12 @@ def explain(
     one, sources = _sources(images)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
-    if top < 1:
-        raise UserError(f"top is {top}; it must be 1 or more.")
-    if view not in get_args(View):
-        raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
     model = as_model(model)
-    preprocessing = preprocessing or preprocessing_of(model)
-    if size is not None:
-        preprocessing = preprocessing.with_size(size)
-    class_names = class_names_of(model)
-    question = _Question(
-        preprocessing=preprocessing,
-        class_names=class_names,
-        target=None if target is None else class_index(class_names, target),
-        classes=tuple(class_index(class_names, c) for c in classes),
-        top=top,
-        refine=refine,
-        patch_size=int(getattr(model, "patch_size", 1)) if view == "whole" else None,
+    question = Question.of(
+        model, preprocessing, size=size, target=target, classes=classes, top=top, refine=refine, view=view
     )
     if one:
-        return _answer(model, [_read(sources[0], question, None, name)], question)[0]
+        return answer(model, [open_image(sources[0], question, None, name)], question)[0]
     if isinstance(name, str):
         raise UserError(f"given one name, {name!r}, for many images; give a list of names, one for each image.")
     names = None if name is None else list(name) if isinstance(sources, Sequence) else name
@@ -139,8 +125,8 @@ def explain(
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What is asked of every image."""
+class Question:
+    """What is asked of every image; the fields are `explain`'s options, checked."""
 
     preprocessing: Preprocessing
     class_names: list[str]
@@ -150,9 +136,45 @@ class _Question:
     refine: int
     patch_size: int | None  # where whole images are asked for
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing | None = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        target: int | str | None = None,
+        classes: Sequence[int | str] = (),
+        top: int = 5,
+        refine: int = 0,
+        view: View = "own",
+    ) -> Self:
+        """Options as `explain` takes them.
+
+        Raises:
+            UserError: one is out of its range, or the model has no such class.
+        """
+        if top < 1:
+            raise UserError(f"top is {top}; it must be 1 or more.")
+        if view not in get_args(View):
+            raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
+        preprocessing = preprocessing or preprocessing_of(model)
+        if size is not None:
+            preprocessing = preprocessing.with_size(size)
+        class_names = class_names_of(model)
+        return cls(
+            preprocessing=preprocessing,
+            class_names=class_names,
+            target=None if target is None else class_index(class_names, target),
+            classes=tuple(class_index(class_names, c) for c in classes),
+            top=top,
+            refine=refine,
+            patch_size=int(getattr(model, "patch_size", 1)) if view == "whole" else None,
+        )
+
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """One image: what it is called, as it was, and as the network reads it."""
 
     name: str
@@ -173,8 +195,18 @@ def _sources(images: Any) -> tuple[bool, Any]:
     return False, images if hasattr(images, "__next__") else list(images)
 
 
-def _read(source: Any, question: _Question, index: int | None, name: Any) -> _Opened:
-    """Open an image; `index` is its place among many."""
+def open_image(source: Any, question: Question, index: int | None, name: Any) -> Opened:
+    """Read an image and make the network's input of it.
+
+    Args:
+        source: whatever `explain` takes for one image.
+        question: says how it becomes the network's input.
+        index: its place among many, for messages; None if it is alone.
+        name: what to call it; None for its file's name.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         image: ImageLike
         if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
@@ -197,11 +229,11 @@ def _read(source: Any, question: _Question, index: int | None, name: Any) -> _Op
     except UserError as error:
         raise error if index is None else UserError(f"images[{index}]: {error}") from error
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    return _Opened(_name(source, index or 0) if name is None else str(name), original, preprocessing, tensor, path)
+    return Opened(_name(source, index or 0) if name is None else str(name), original, preprocessing, tensor, path)
 
 
 def _explain_many(
-    model: nn.Module, sources: Iterable[Any], names: Iterable[str] | None, question: _Question, batch_size: int
+    model: nn.Module, sources: Iterable[Any], names: Iterable[str] | None, question: Question, batch_size: int
 ) -> Iterator[Explanation]:
     numbered, named = enumerate(sources), None if names is None else iter(names)
     while chunk := list(islice(numbered, batch_size)):
@@ -210,12 +242,16 @@ def _explain_many(
             name = None if named is None else next(named, None)
             if named is not None and name is None:
                 raise UserError(f"given {index} names and more images; give one for each image.")
-            opened.append(_read(source, question, index, name))
-        yield from _answer(model, opened, question)
+            opened.append(open_image(source, question, index, name))
+        yield from answer(model, opened, question)
 
 
-def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> list[Explanation]:
-    """Explanations of images; those that become inputs of one size share their forward passes."""
+def answer(model: nn.Module, images: Sequence[Opened], question: Question) -> list[Explanation]:
+    """Explanations of images; those that become inputs of one size share their forward passes.
+
+    Raises:
+        UserError: the model has no maps, or says what is no finite number.
+    """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):
         by_size.setdefault(image.preprocessing.size, []).append(i)
@@ -226,9 +262,9 @@ def _answer(model: nn.Module, images: list[_Opened], question: _Question) -> lis
 
 
 @torch.no_grad()
-def _answer_together(model: nn.Module, images: list[_Opened], question: _Question) -> list[Explanation]:
+def _answer_together(model: nn.Module, images: list[Opened], question: Question) -> list[Explanation]:
     preprocessing, class_names = images[0].preprocessing, question.class_names
-    like = next(model.parameters())
+    *_, like = model.parameters()  # the classifier's: a fused trunk's may be bfloat16
     inputs = torch.stack([image.tensor.to(like.device, like.dtype) for image in images])
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
     with evaluation_mode(model):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchconvnet._version import __version__
-from patchconvnet.data.preprocessing import Geometry
+from patchconvnet.data.geometry import Geometry
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.colours import (
     attention_colours,

@@ -4,13 +4,14 @@ Positions are in pixels with whole numbers at pixel edges, so the first pixel's 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import nn
 
-from patchconvnet.data.preprocessing import Geometry
-from patchconvnet.models.classifier import AttentionClassifier
+from patchconvnet.data.geometry import Geometry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Smoothing = Literal["bilinear", "nearest"]
 
@@ -39,7 +40,7 @@ class Grid:
         return Grid(self.shape, self.step, (self.first[0] + down, self.first[1] + right))
 
 
-def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) -> Grid:
+def patch_grid(model: "nn.Module", size: tuple[int, int], shape: tuple[int, int]) -> Grid:
     """How a model's patches are placed on its input.
 
     Args:
@@ -48,6 +49,8 @@ def patch_grid(model: nn.Module, size: tuple[int, int], shape: tuple[int, int]) 
         size: (height, width) of the network input.
         shape: (h, w) patches it gives.
     """
+    from patchconvnet.models.classifier import AttentionClassifier  # with torch, for which who draws need not wait
+
     if isinstance(model, AttentionClassifier):
         first, step = model.patch_positions(size, shape)
         return Grid(shape, step, first)

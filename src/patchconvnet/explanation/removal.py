@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from patchconvnet.data.preprocessing import Geometry, Preprocessing
+from patchconvnet.data.geometry import Geometry
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.maps import Maps
 from patchconvnet.explanation.patch_grid import Grid, place
-from patchconvnet.models.classifier import AttentionClassifier
-from patchconvnet.models.modes import evaluation_mode
 
 Box = tuple[float, float, float, float]
 Region = np.ndarray | Sequence[float] | Sequence[Sequence[float]]
@@ -79,45 +75,6 @@ class Removal:
         """The smallest box around the pixels: left, top, right, bottom."""
         rows, columns = np.flatnonzero(self.pixels.any(1)), np.flatnonzero(self.pixels.any(0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardPass:
-    """One image's forward pass, kept so that it can be asked again.
-
-    Args:
-        model: the network.
-        patches: (1, h, w, C) on the CPU, what its pooling read.
-        grid: how they are placed on the network input.
-        preprocessing: from image to network input.
-    """
-
-    model: AttentionClassifier
-    patches: Tensor
-    grid: Grid
-    preprocessing: Preprocessing
-
-    def without(self, image: Image.Image, geometry: Geometry, region: Region) -> Removal:
-        """See `Explanation.without`."""
-        pixels = region_pixels(region, geometry.image)
-        removed = covered_patches(pixels, self.grid, geometry)
-        values = np.asarray(image.convert("RGB")).copy()
-        mean = np.resize(self.preprocessing.mean, 3)  # one channel's for all three
-        values[pixels] = np.round(255 * mean).astype(np.uint8)
-        grey = Image.fromarray(values)
-        with torch.no_grad(), evaluation_mode(self.model):
-            logits = self.logits_of(~removed)
-            like = next(self.model.parameters())
-            tensor = self.preprocessing(grey)[None].to(like.device, like.dtype)
-            logits_of_grey = self.model(tensor)[0].float().cpu().numpy()
-        return Removal(pixels, removed, self.grid, grey, logits, logits_of_grey)
-
-    def logits_of(self, kept: np.ndarray) -> np.ndarray:
-        """(K,) logits of the kept patches, (h, w) bool, pooled alone."""
-        with torch.no_grad(), evaluation_mode(self.model):
-            remaining = self.patches[:, torch.from_numpy(kept)][:, :, None]  # (1, n, 1, C)
-            remaining = remaining.to(next(self.model.parameters()).device)
-            return self.model.classify(self.model.pooling(remaining).vector)[0].float().cpu().numpy()
 
 
 def region_pixels(region: Region, image: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchconvnet.data.preprocessing import Geometry
+from patchconvnet.data.geometry import Geometry
 from patchconvnet.data.splits import ImageFiles, Split
 from patchconvnet.errors import UserError
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchconvnet.data.preprocessing import Geometry, Preprocessing
+from patchconvnet.data.geometry import Geometry
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of

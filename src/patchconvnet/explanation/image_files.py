@@ -1,0 +1,149 @@
+"""Many image files explained: they are decoded ahead in threads, while the network answers for a batch of them.
+
+What cannot be read or explained takes its own place in the answers, and nobody else's.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchconvnet.errors import OF_ONE_IMAGE
+from patchconvnet.explanation.explainer import Opened, Question, answer, open_image
+from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.hardware import Threads
+
+BATCH_PIXELS = 16 * 224 * 224  # of a batch's network inputs: beyond, more images at a time are not faster on a CPU
+MOST_IN_BATCH = 32
+MOST_HELD = 64_000_000  # pixels of images as they were, decoded and waiting: 192 MB
+
+
+def batch_size_for(height: int, width: int) -> int:
+    """How many network inputs of that size are answered at a time."""
+    return min(max(BATCH_PIXELS // (height * width), 1), MOST_IN_BATCH)
+
+
+def explain_files(
+    model: nn.Module,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    question: Question,
+    *,
+    readers: int = 1,
+    threads: Threads | None = None,
+) -> Iterator[Explanation | Exception]:
+    """One answer for each file, in their order: its explanation, or what stood in the way.
+
+    Args:
+        model: the network.
+        paths: the files.
+        names: what to call each image.
+        question: what is asked of all.
+        readers: threads that decode, each of which computes on one core.
+        threads: is told how long batches take.
+    """
+    batch_size = batch_size_for(*question.preprocessing.size)
+    ahead = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+    room = _Room(MOST_HELD)
+    try:
+        _compute_alone(ahead, readers)
+        reading: deque[Future[Opened]] = deque()
+        waiting, place = iter(zip(paths, names, strict=True)), 0
+        batch: list[Opened | Exception] = []
+        while True:
+            while len(reading) < 2 * batch_size and (file := next(waiting, None)) is not None:
+                reading.append(ahead.submit(_read, room, place + len(reading), *file, question))
+            if reading:
+                batch.append(_result(reading.popleft(), room, place))
+                place += 1
+            opened = [each for each in batch if isinstance(each, Opened)]
+            if not reading or len(opened) == batch_size or sum(map(_pixels, opened)) >= MOST_HELD:
+                if threads:
+                    threads.begin()
+                answers = iter(_answers(model, opened, question))
+                if threads and len(opened) == batch_size:
+                    threads.step()
+                yield from (next(answers) if isinstance(each, Opened) else each for each in batch)
+                batch = []
+            if not reading:
+                return
+    finally:
+        room.open_to_all()
+        ahead.shutdown(wait=False, cancel_futures=True)
+
+
+class _Room:
+    """For so many pixels: who would add more waits, unless all others wait for what it brings."""
+
+    def __init__(self, most: int):
+        self._most, self._held = most, 0
+        self._needed: float = 0  # the place of the one that is waited for
+        self._changed = threading.Condition()
+
+    def enter(self, place: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held < self._most or place <= self._needed)
+
+    def add(self, pixels: int) -> None:
+        with self._changed:
+            self._held += pixels
+            self._changed.notify_all()
+
+    def need(self, place: float) -> None:
+        with self._changed:
+            self._needed = place
+            self._changed.notify_all()
+
+    def open_to_all(self) -> None:
+        self.need(float("inf"))
+
+
+def _compute_alone(ahead: ThreadPoolExecutor, readers: int) -> None:
+    """Let torch compute on one core in each reader: otherwise each would have a team of threads of its own.
+
+    The number is a thread's own, but for that of some matrix products, which this thread sets again.
+    """
+    before, ready = torch.get_num_threads(), threading.Barrier(readers + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for _ in range(readers):
+        ahead.submit(alone)
+    ready.wait()
+    torch.set_num_threads(before)
+
+
+def _read(room: _Room, place: int, path: Path, name: str, question: Question) -> Opened:
+    room.enter(place)
+    opened = open_image(path, question, None, name)
+    room.add(_pixels(opened))
+    return opened
+
+
+def _result(reading: "Future[Opened]", room: _Room, place: int) -> Opened | Exception:
+    room.need(place)
+    try:
+        opened = reading.result()
+    except OF_ONE_IMAGE as error:
+        return error
+    room.add(-_pixels(opened))
+    return opened
+
+
+def _pixels(opened: Opened) -> int:
+    return opened.image.width * opened.image.height
+
+
+def _answers(model: nn.Module, opened: list[Opened], question: Question) -> list[Any]:
+    """Explanations; where the batch fails each image is asked alone, so that only the faulty ones are errors."""
+    try:
+        return list(answer(model, opened, question))
+    except OF_ONE_IMAGE as error:
+        return [error] if len(opened) == 1 else [one for each in opened for one in _answers(model, [each], question)]
