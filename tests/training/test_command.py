@@ -54,7 +54,7 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert main([*train, "--resume"]) == 0  # with the run's own recipe
     said = capsys.readouterr().out
     assert "this run is finished, with epoch 1 of 1" in said
-    assert "going on" not in said
+    assert "resuming" not in said
     assert len(rows(out)) == checkpoint(out)["epoch"] == 1
     assert main([*train, "--resume", "--epochs", "2"]) == 0
     assert "the run's length changes from 1 to 2 epochs" in capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_a_real_process_killed_at_random_moments(tmp_path: Path) -> None:
     last = subprocess.run(train, cwd=tmp_path, env=one_thread(), capture_output=True, text=True, timeout=600)
     assert last.returncode == 0, last.stderr
     assert last.stderr == ""
-    assert "going on after epoch" in last.stdout
+    assert "resuming after epoch" in last.stdout
     assert_same_run(folder, untouched)
 
 

@@ -35,6 +35,7 @@ from patchconvnet import PatchConvNet, hardware
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
 from patchconvnet.training import learner, loop
+from patchconvnet.training import run as run_module
 from patchconvnet.training.epoch_batches import mix
 from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.loop import train
@@ -227,7 +228,7 @@ def test_the_first_best_epoch_is_kept_and_the_test_set_touched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judge([0.3, 0.8, 0.5, 0.8, 0.8])
-    monkeypatch.setattr(loop, "evaluate", judge)
+    monkeypatch.setattr(run_module, "evaluate", judge)
     weights: list[dict[str, Tensor]] = []
     save = RunFolder.save_checkpoint
 
@@ -365,15 +366,15 @@ def test_a_loss_that_is_not_a_number_stops_with_what_to_try(tmp_path: Path) -> N
 def test_weights_that_are_not_numbers_do_not_reach_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_epoch = loop._Training._train_epoch
+    train_epoch = loop._Loop._train_epoch
 
     def spoiled(self: Any, progress: Any) -> Any:
         result = train_epoch(self, progress)
-        if self.standing.epoch == 1:
-            self.learner.plain.head.bias.data[3] = float("inf")
+        if self.run.standing.epoch == 1:
+            self.run.learner.plain.head.bias.data[3] = float("inf")
         return result
 
-    monkeypatch.setattr(loop._Training, "_train_epoch", spoiled)
+    monkeypatch.setattr(loop._Loop, "_train_epoch", spoiled)
     with pytest.raises(
         UserError, match="weights are not finite numbers after epoch 2, step 6; the checkpoint is that of epoch 1"
     ):

@@ -10,7 +10,8 @@ from small_runs import MICRO, micro, run
 
 from patchconvnet.data.splits import DataSplits, Images
 from patchconvnet.errors import UserError
-from patchconvnet.training import loop, probing
+from patchconvnet.training import probing
+from patchconvnet.training import run as run_module
 from patchconvnet.training.recipe import ProgressiveOptions, Recipe, read_recipe, recipe_path, shipped_recipes
 
 
@@ -30,7 +31,7 @@ def test_shipped_recipe_builds_its_model_and_trains_a_step(
     side = 8 if recipe.data.name == "digits" else 32
     images = torch.randint(0, 256, (4, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = Images(images, torch.tensor([0, 1, 0, 1]), ["cat", "dog"])
-    for module in (loop, probing):
+    for module in (run_module, probing):
         monkeypatch.setattr(module, "load_data", lambda recipe, **_: DataSplits("two", ["cat", "dog"], images, images))
     run(
         replace(

@@ -1,10 +1,18 @@
 """The model folder that a run keeps, `best/`: written after its best epoch, and again with its measurements."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from patchconvnet._version import __version__
+from patchconvnet.data.splits import DataSplits
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import Metadata, read_config
+from patchconvnet.training.recipe import Recipe
 
 
 class KeptModel:
@@ -52,3 +60,46 @@ class KeptModel:
         except UserError as error:
             return str(error)
         return None if found == epoch else f"{self.folder} holds the model of epoch {found}"
+
+
+def metadata(
+    recipe: Recipe,
+    data: DataSplits,
+    fingerprint: Mapping[str, Any],
+    *,
+    metrics: dict[str, Any],
+    devices: str,
+    seconds: float,
+    **more: Any,
+) -> Metadata:
+    """What a trained model says of itself: its classes, its preprocessing, and where it came from.
+
+    Args:
+        recipe: that it was trained by.
+        data: that it was trained on.
+        fingerprint: the data's.
+        metrics: what was measured.
+        devices: that it was trained on, for people.
+        seconds: that the training took.
+        more: of its provenance.
+    """
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    counts = {name: len(split) for name, split in splits.items() if split is not None}
+    told = recipe.to_dict()
+    told["data"]["root"] = None  # a folder of this machine; the model folder travels
+    provenance = {
+        "recipe": told,
+        "data": {"name": data.name, **counts, "fingerprint": dict(fingerprint)},
+        "patchconvnet": __version__,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "devices": devices,
+        "seconds": round(seconds, 1),
+        **more,
+    }
+    return Metadata(
+        class_names=list(data.class_names),
+        preprocessing=recipe.preprocessing.to_dict(),
+        provenance=provenance,
+        metrics=metrics,
+    )

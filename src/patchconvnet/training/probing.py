@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patchconvnet._version import __version__
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.data.batches import batches
 from patchconvnet.data.splits import DataSplits, Split
@@ -27,9 +25,9 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name, fastest_dtype
 from patchconvnet.models import AttentionClassifier
-from patchconvnet.models.weights import Metadata
 from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.evaluation import evaluate
+from patchconvnet.training.kept_model import KeptModel, metadata
 from patchconvnet.training.probe_fit import ProbeHead, fit_probe
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder
@@ -250,22 +248,14 @@ def _keep(
             model, split, recipe.preprocessing, batch_size=recipe.batch_size, device=device, workers=recipe.data.workers
         )
 
-    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    counts = {name: len(split) for name, split in splits.items() if split is not None}
-    told = recipe.to_dict()
-    told["data"]["root"] = None
-    model.metadata = Metadata(
-        class_names=list(data.class_names),
-        preprocessing=recipe.preprocessing.to_dict(),
-        provenance={
-            "recipe": told,
-            "data": {"name": data.name, **counts, "fingerprint": data.fingerprint()},
-            "patchconvnet": __version__,
-            "torch": torch.__version__,
-            "date": datetime.now(UTC).date().isoformat(),
-            "devices": device_name(device),
-            "seconds": round(time.perf_counter() - started, 1),
-        },
+    metrics: dict[str, Any] = {"epoch": 1, "probe": {"penalty": head.penalty, "attends": bool(head.queries.any())}}
+    model.metadata = metadata(
+        recipe,
+        data,
+        data.fingerprint(),
+        metrics=metrics,
+        devices=device_name(device),
+        seconds=time.perf_counter() - started,
     )
     if (validation := data.validation) is None:
         calibrate(model, None, "not fitted: there are no validation images")
@@ -274,14 +264,12 @@ def _keep(
             validation, recipe.preprocessing, recipe.batch_size, device=device, workers=recipe.data.workers
         )
         calibrate(model, lambda: images, "fitted to the validation images")
-    metrics: dict[str, Any] = {"epoch": 1, "probe": {"penalty": head.penalty, "attends": bool(head.queries.any())}}
     if data.validation is not None:
         metrics["validation"] = measured(data.validation).to_dict()
     if data.test is not None:
         result = measured(data.test)
         metrics["test"] = result.to_dict()
         console.print(f"test set: loss {result.loss:.4f}  top-1 {result.top1:.2%}  ({result.count:,} images)")
-    model.metadata.metrics = metrics
     with folder.writing():
-        model.cpu().save_pretrained(folder.best, dtype="float16" if recipe.half_weights else "float32")
+        KeptModel(folder.best, recipe.half_weights).write(model.cpu(), model.metadata)
     console.print(f"model folder: {folder.best}", soft_wrap=True)

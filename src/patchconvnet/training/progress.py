@@ -1,13 +1,11 @@
-"""What a person sees while it trains: what it is trained on, a bar on a terminal, a line an epoch everywhere."""
+"""What a person sees while it trains: a bar on a terminal, a line an epoch everywhere."""
 
-import warnings
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from patchconvnet.data.splits import DataSplits
 from patchconvnet.training.evaluation import FEWEST_FOR_TOP5
 
 
@@ -68,27 +66,3 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text, soft_wrap=True)
-
-
-def describe_data(data: DataSplits) -> str:
-    """One line: how many images each split has, and how evenly the training images are divided over the classes.
-
-    Warns:
-        UserWarning: classes have one training image, or none.
-    """
-    train = data.require("train")
-    others = {"validation": data.validation, "test": data.test}
-    sizes = [f"{len(train):,} training images", *(f"{len(s):,} {n}" for n, s in others.items() if s is not None)]
-    counts = train.labels.bincount(minlength=len(data.class_names))
-    few, many = int(counts.min()), int(counts.max())
-    balance = f"{few:,} each" if few == many else f"{few:,} ({data.class_names[int(counts.argmin())]}) to {many:,}"
-    if few != many:
-        balance += f" ({data.class_names[int(counts.argmax())]}) each"
-    scarce = [name for name, count in zip(data.class_names, counts.tolist(), strict=True) if count < 2]
-    if scarce:
-        shown = ", ".join(scarce[:5]) + (f" and {len(scarce) - 5} more" if len(scarce) > 5 else "")
-        warnings.warn(
-            f"{shown}: one training image or none is too few to learn a class from; add images or remove the class",
-            stacklevel=2,
-        )
-    return f"{', '.join(sizes)}; {len(data.class_names)} classes with {balance}"
