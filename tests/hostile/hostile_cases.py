@@ -202,8 +202,18 @@ def _models() -> list[Case]:
         "weights_few",
         "weights_more",
     ]
+    damaged = "whole_numbers_checked nan_checked other_shape_checked few_checked more_checked"
+    damaged = [f"weights_{name}" for name in damaged.split()] + ["flipped_low", "flipped_high", "flipped_sign"]
+    no_checksum = "number empty list control long"
     explain = ["explain", "images/good.png", "--model"]
     return [
+        *(Case("models", [*explain, f"models/{name}"], (2,), "is damaged or was replaced") for name in damaged),
+        Case("models", [*explain, "models/checksum_other"], (2,), "is damaged or was replaced"),
+        *(
+            Case("models", [*explain, f"models/checksum_{name}"], (2,), "64 hexadecimal digits of a checksum, not")
+            for name in no_checksum.split()
+        ),
+        *(Case("models", [*explain, f"models/checksum_{name}"], (0,), "good") for name in ("right", "null")),
         *(Case("models", [*explain, f"models/{name}"], (0,), "good") for name in ok.split()),
         *(Case("models", [*explain, f"models/{name}"], (2,), "patchconvnet: ") for name in refused),
         *(Case("models", [*explain, f"models/{name}"], (0, 2), "") for name in ("names_twice", "names_empty")),

@@ -159,6 +159,7 @@ def _model(folder: Path, class_names: list[str]) -> None:
 
 def _models(root: Path, good: Path) -> None:
     config = json.loads((good / "config.json").read_text())
+    checksum = {"weights_sha256": config.pop("weights_sha256")}  # without it, other weights are refused for themselves
 
     def copy(name: str, text: str | bytes | None = None, **changes: Any) -> Path:
         shutil.copytree(good, root / name)
@@ -227,6 +228,19 @@ def _models(root: Path, good: Path) -> None:
     }.items():
         target = copy(name) / "model.safetensors"
         save_file(change(load_file(target)), target)
+        shutil.copytree(root / name, root / f"{name}_checked")
+        (root / f"{name}_checked" / "config.json").write_text(json.dumps({**config, **checksum}))
+    for name, bit in {"low": 1, "high": 64, "sign": 128}.items():
+        flipped = copy(f"flipped_{name}", **checksum) / "model.safetensors"
+        content = bytearray(flipped.read_bytes())
+        content[-4 * 100 + 3 if name != "low" else -4 * 100] ^= bit  # of one of the last floats
+        flipped.write_bytes(content)
+    copy("checksum_right", **checksum)
+    copy("checksum_null", weights_sha256=None)
+    for name, value in {
+        "other": "0" * 64, "number": 7, "empty": "", "list": [], "control": "\x1b[2J", "long": "f" * 10_000,
+    }.items():  # fmt: skip
+        copy(f"checksum_{name}", weights_sha256=value)
 
 
 # Recipes

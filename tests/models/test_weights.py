@@ -1,10 +1,12 @@
 """The model folder: written, read, refused, published. Published tags and other people's files: test_checkpoints.py."""
 
 import base64
+import hashlib
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from patchconvnet import PatchConvNet, UserError
 from patchconvnet.data import datasets
 from patchconvnet.models import Metadata
+from patchconvnet.models.weights import SHIPPED
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_classes": 3}
 
@@ -58,9 +61,11 @@ OLD = Path(__file__).parents[1] / "fixtures" / "old_run" / "best"
 
 
 def edit_weights(folder: Path, change: object) -> None:
+    """Other weights in a folder that has no checksum of them, as old ones."""
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors")
+    edit_config(folder, weights_sha256=None)
 
 
 # Writing and reading
@@ -304,6 +309,47 @@ def test_truncated_weights_are_refused(share: float, folder: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     assert "model.safetensors is truncated or damaged" in refused(folder)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")  # behind the header
+    for place in (start, start + 1, (start + len(content)) // 2, len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert "model.safetensors is damaged or was replaced: its SHA-256 checksum is not weights_sha256" in refused(
+            folder
+        )
+        assert not is_without_checksum_refused(folder)
+    path.write_bytes(content)
+    PatchConvNet.from_pretrained(folder)
+
+
+def is_without_checksum_refused(folder: Path) -> bool:
+    """Whether the same weights are refused in a folder as an older version wrote it."""
+    old = folder.with_name("old")
+    shutil.copytree(folder, old, dirs_exist_ok=True)
+    config = json.loads((old / "config.json").read_text())
+    del config["weights_sha256"]
+    (old / "config.json").write_text(json.dumps(config))
+    try:
+        PatchConvNet.from_pretrained(old)
+    except UserError:
+        return True
+    return False
+
+
+def test_the_checksum_is_sha256_of_the_file_of_weights(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert "weights_sha256" in json.loads((SHIPPED / "cifar10" / "config.json").read_text())
+    assert "weights_sha256" not in json.loads((OLD / "config.json").read_text())
+
+
+@pytest.mark.parametrize("checksum", [42, "", "abc", ["0" * 64], True])
+def test_a_checksum_that_is_none_is_refused(checksum: object, folder: Path) -> None:
+    edit_config(folder, weights_sha256=checksum)
+    assert "weights_sha256 in" in refused(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"architecture": 3}', "\x00\x01"])

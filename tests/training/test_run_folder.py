@@ -87,7 +87,8 @@ def test_without_locks_there_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_finished_run_with_a_damaged_model_is_not_called_good(folder: Path) -> None:
     weights = folder / "best" / "model.safetensors"
-    for content in (b"ab", weights.read_bytes()[:5000]):
+    whole = weights.read_bytes()
+    for content in (b"ab", whole[:5000], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
         weights.write_bytes(content)
         with pytest.raises(
             UserError, match=r"model\.safetensors .*; the checkpoint holds epoch 3, not the best one, 2\."
