@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": "see what a model says about an image, and which patches made it",
     "serve": "answer over HTTP, with maps and a page",
     "audit": "measure how faithful a model's maps are, beside the usual methods",
+    "export": "write a model with its maps as a file that runs without PyTorch",
     "models": "list the variants and their published weights",
 }
 HELP = f"""usage: patchconvnet COMMAND [options]

@@ -1,17 +1,19 @@
 """Reading images: files, PIL images and arrays of any usual kind → upright RGB, or uint8 pixels (C, H, W)."""
 
 import os
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Union
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from patchconvnet.errors import UserError
 
-ImageLike = Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:  # images are read without PyTorch too
+    from torch import Tensor
+
+ImageLike = Union[Image.Image, np.ndarray, "Tensor"]
 Source = ImageLike | str | os.PathLike[str] | BinaryIO
+Values = TypeVar("Values", np.ndarray, "Tensor")
 
 MOST_PIXELS = 89_478_485  # of an image file: half a gigabyte while it is decoded and turned
 USUAL_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -62,7 +64,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def pixels(image: ImageLike, channels: int = 3) -> Tensor:
+def pixels(image: ImageLike, channels: int = 3) -> "Tensor":
     """An image → (channels, H, W) uint8 tensor; grey is repeated over the channels, colour made grey for one channel.
 
     Args:
@@ -73,52 +75,86 @@ def pixels(image: ImageLike, channels: int = 3) -> Tensor:
     Raises:
         UserError: the values or the shape are not those of an image, or the shape can be read in two ways.
     """
-    if not isinstance(image, Image.Image):
-        values = _as_uint8(image)
-        if values.ndim == 2:
-            values = values[None]
-        elif values.ndim != 3:
-            raise _not_an_image(image, "an image has two axes, or three with its channels")
-        else:
-            values = values.movedim(_channel_axis(image, values.shape, channels), 0)
+    import torch
+
+    if isinstance(image, torch.Tensor):
+        values = _channels_first(_tensor_as_uint8(image), image, channels)
         if values.shape[0] == channels:
             return values
-        image = Image.fromarray(values.movedim(0, -1).squeeze(-1).contiguous().cpu().numpy())
+        image = values.cpu().numpy()
+    return torch.from_numpy(pixel_array(image, channels))
+
+
+def pixel_array(image: Image.Image | np.ndarray, channels: int = 3) -> np.ndarray:
+    """`pixels` as an array (channels, H, W), of a PIL image or an array."""
+    if not isinstance(image, Image.Image):
+        values = _channels_first(_array_as_uint8(image), image, channels)
+        if values.shape[0] == channels:
+            return values
+        last = np.moveaxis(values, 0, -1)
+        image = Image.fromarray(np.ascontiguousarray(last[..., 0] if last.shape[-1] == 1 else last))
     image = as_rgb(image)
     if channels not in (1, 3):
         raise UserError(f"an image file has 1 or 3 channels, the network {channels}; give an array with {channels}.")
     if channels == 1:
         image = image.convert("L")
     array = np.array(image)  # (H, W) or (H, W, 3), a copy
-    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
+    return np.moveaxis(array.reshape(*array.shape[:2], channels), -1, 0)
 
 
 def to_image(image: ImageLike) -> Image.Image:
     """An image as RGB, upright; arrays as `pixels` reads them."""
     if isinstance(image, Image.Image):
         return as_rgb(image)
-    return Image.fromarray(pixels(image, 3).movedim(0, -1).contiguous().cpu().numpy())
+    values = pixel_array(image) if isinstance(image, np.ndarray) else pixels(image).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(values, 0, -1)))
 
 
-def _as_uint8(image: np.ndarray | Tensor) -> Tensor:
-    try:
-        values = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image.detach()
-    except TypeError as error:  # an array of strings, objects, float128 …
-        raise _not_an_image(image, "its values must be uint8, or floats in 0..1") from error
+def _channels_first(values: Values, image: Any, channels: int) -> Values:
+    """(H, W), (H, W, C) or (C, H, W) → (C, H, W)."""
+    if values.ndim == 2:
+        return values[None]
+    if values.ndim != 3:
+        raise _not_an_image(image, "an image has two axes, or three with its channels")
+    if _channel_axis(image, values.shape, channels) == 0:
+        return values
+    return values.swapaxes(1, 2).swapaxes(0, 1)
+
+
+def _array_as_uint8(image: np.ndarray) -> np.ndarray:
+    if image.dtype.kind not in "buif" or image.dtype.itemsize > 8:  # strings, objects, float128 …
+        raise _not_an_image(image, "its values must be uint8, or floats in 0..1")
+    if 0 in image.shape:
+        raise _not_an_image(image, "it has no pixels")
+    if image.dtype == np.uint8:
+        return image.copy()
+    floating = image.dtype.kind == "f"
+    _check_range(image, floating, *((float(image.min()), float(image.max())) if floating else (0.0, 0.0)))
+    return np.rint(image * image.dtype.type(255)).astype(np.uint8)
+
+
+def _tensor_as_uint8(image: "Tensor") -> "Tensor":
+    import torch
+
+    values = image.detach()
     if 0 in values.shape:
         raise _not_an_image(image, "it has no pixels")
     if values.dtype == torch.uint8:
         return values
-    if not values.is_floating_point():
-        raise _not_an_image(image, "its values must be uint8, 0..255, or floats in 0..1")
-    low, high = values.amin().item(), values.amax().item()
-    if not (low >= 0 and high <= 1):  # also for NaN
-        hint = "divide by 255, or give uint8" if low >= 0 and high <= 255 else "give it as it is before normalisation"
-        raise _not_an_image(image, f"floats must lie in 0..1, and these go from {low:.4g} to {high:.4g}; {hint}")
+    floating = values.is_floating_point()
+    _check_range(image, floating, *((values.amin().item(), values.amax().item()) if floating else (0.0, 0.0)))
     return values.mul(255).round().to(torch.uint8)
 
 
-def _channel_axis(image: np.ndarray | Tensor, shape: tuple[int, ...], channels: int) -> int:
+def _check_range(image: Any, floating: bool, low: float, high: float) -> None:
+    if not floating:
+        raise _not_an_image(image, "its values must be uint8, 0..255, or floats in 0..1")
+    if not (low >= 0 and high <= 1):  # also for NaN
+        hint = "divide by 255, or give uint8" if low >= 0 and high <= 255 else "give it as it is before normalisation"
+        raise _not_an_image(image, f"floats must lie in 0..1, and these go from {low:.4g} to {high:.4g}; {hint}")
+
+
+def _channel_axis(image: Any, shape: tuple[int, ...], channels: int) -> int:
     known = sorted({*USUAL_CHANNELS, channels})
     first, last = shape[0] in known, shape[-1] in known
     if first and last:

@@ -2,24 +2,27 @@
 
 Pixels are divided by 255 in float32 *before* they are resized, pixel centres lie at half-integers (both as in the Keras
 example, keras.io "Augmenting convnets with aggregated attention"), and one torch resize serves every way in, so an
-image gives the same tensor whether it comes as a file, a PIL image, an array or a row of a batch.
+image gives the same tensor whether it comes as a file, a PIL image, an array or a row of a batch. Where there is no
+PyTorch, `array` does the same in NumPy, to rounding (`data/resizing.py`).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from PIL import Image
 
 from patchconvnet.data.geometry import Geometry
-from patchconvnet.data.images import ImageLike, pixels
+from patchconvnet.data.images import ImageLike, pixel_array, pixels
+from patchconvnet.data.resizing import Interpolation, resize
 from patchconvnet.errors import UserError
 
+if TYPE_CHECKING:  # the runtime of exported models does without PyTorch
+    from torch import Tensor
+
 Resize = Literal["stretch", "crop", "letterbox"]
-Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,7 +97,7 @@ class Preprocessing:
         """Number of channels of the network input."""
         return len(self.mean)
 
-    def __call__(self, image: ImageLike) -> Tensor:
+    def __call__(self, image: ImageLike) -> "Tensor":
         """One image → (C, h, w) float32.
 
         Args:
@@ -106,48 +109,81 @@ class Preprocessing:
         """
         return self.batch(pixels(image, self.channels)[None])[0]
 
-    def batch(self, images: Tensor) -> Tensor:
+    def batch(self, images: "Tensor") -> "Tensor":
         """Images of one shape, (B, C, H, W) uint8 on any device → (B, C, h, w) float32 on the same device."""
         return self.normalise(self.resized(images))
 
-    def canvas(self, image: ImageLike) -> Tensor:
+    def canvas(self, image: ImageLike) -> "Tensor":
         """One image → (C, h, w) uint8, resized and not normalised: how images of all shapes are kept in memory.
 
         "crop" keeps the largest centre part here, whatever `crop_ratio`; that cut follows in `batch`.
         """
+        import torch
+
         whole = replace(self, crop_ratio=1.0)
         return whole.resized(pixels(image, self.channels)[None])[0].mul_(255).round_().to(torch.uint8)
 
-    def resized(self, images: Tensor) -> Tensor:
+    def resized(self, images: "Tensor") -> "Tensor":
         """The first half of `batch`: (B, C, H, W) uint8 → (B, C, h, w) float32 in 0..1, not yet normalised."""
+        import torch
+
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             raise UserError(
                 f"given images of type {images.dtype} and shape {tuple(images.shape)}; needed are uint8 values of "
                 f"shape (batch, {self.channels}, height, width)."
             )
-        geometry = self.geometry(*images.shape[-2:])
-        if math.prod(geometry.resized) > MOST_RESIZED:
-            height, width = geometry.image
-            raise UserError(
-                f"an image of {width} × {height} pixels is too long and thin for resize 'crop', which would make it "
-                f"{geometry.resized[1]} × {geometry.resized[0]}; crop it first, or use resize 'stretch' or 'letterbox'."
-            )
+        geometry = self._checked_geometry(*images.shape[-2:])
         # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
         values = images.contiguous().to(torch.float32).div_(255)
         if geometry.resized != geometry.image:
             mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation
-            values = F.interpolate(values, geometry.resized, mode=mode, antialias=self.antialias)
+            values = torch.nn.functional.interpolate(values, geometry.resized, mode=mode, antialias=self.antialias)
             if self.interpolation == "bicubic":
                 values.clamp_(0, 1)  # bicubic overshoots at edges, where PIL's uint8 would be cut off as well
         return self._cut(values, geometry)
 
-    def normalise(self, values: Tensor) -> Tensor:
+    def normalise(self, values: "Tensor") -> "Tensor":
         """The second half of `batch`: (B, C, h, w) float32 in 0..1 → (values − mean) / std, of the same shape."""
         if all(value == 0 for value in self.mean) and all(value == 1 for value in self.std):
             return values
         mean = values.new_tensor(self.mean).view(-1, 1, 1)
         std = values.new_tensor(self.std).view(-1, 1, 1)
         return (values - mean).div_(std)
+
+    def array(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """One image → (C, h, w) float32, as a call gives it (to 6e-7 before normalisation), without PyTorch.
+
+        Args:
+            image: a PIL image of any mode, or an array of one image.
+
+        Raises:
+            UserError: as for a call.
+        """
+        values = pixel_array(image, self.channels)
+        geometry = self._checked_geometry(*values.shape[1:])
+        values = values.astype(np.float32, order="C") / np.float32(255)
+        if geometry.resized != geometry.image:
+            values = resize(values, geometry.resized, self.interpolation, self.antialias)
+            if self.interpolation == "bicubic":
+                values = values.clip(0, 1)
+        (height, width), (top, left) = self.size, geometry.offset
+        mean, std = (np.array(channel, np.float32)[:, None, None] for channel in (self.mean, self.std))
+        if values.shape[1] < height or values.shape[2] < width:  # letterbox
+            framed = np.repeat(np.repeat(mean, height, 1), width, 2)
+            framed[:, -top : -top + values.shape[1], -left : -left + values.shape[2]] = values
+            values = framed
+        else:
+            values = values[:, top : top + height, left : left + width]
+        return np.ascontiguousarray((values - mean) / std)
+
+    def _checked_geometry(self, height: int, width: int) -> Geometry:
+        geometry = self.geometry(height, width)
+        if math.prod(geometry.resized) > MOST_RESIZED:
+            raise UserError(
+                f"an image of {width} × {height} pixels is too long and thin for resize 'crop', which would make it "
+                f"{geometry.resized[1]} × {geometry.resized[0]}; crop it first, or use resize 'stretch' or 'letterbox'."
+            )
+        return geometry
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Where the network input lies on an image of `height` × `width` pixels."""
@@ -226,7 +262,7 @@ class Preprocessing:
             std=tuple(cfg.get("std") or IMAGENET_STD[:channels]),
         )
 
-    def _cut(self, values: Tensor, geometry: Geometry) -> Tensor:
+    def _cut(self, values: "Tensor", geometry: Geometry) -> "Tensor":
         (height, width), (top, left) = self.size, geometry.offset
         if values.shape[-2] < height or values.shape[-1] < width:  # letterbox
             mean = values.new_tensor(self.mean).view(1, -1, 1, 1)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -42,6 +42,7 @@ NARROWEST = 1.7  # inches of a panel with its title; narrower images stand in th
 LOWEST = 1.25  # inches of a row of panels; lower images stand in it at the top, beside a colour bar of that height
 ABOVE = 0.3  # inches of a panel's title
 DISPLAY_SIDE = 480  # pixels of an image's longer side in a figure
+HEAT, SIGNED = ListedColormap(ATTENTION, "attention"), ListedColormap(EVIDENCE, "evidence")
 CROP = "Grey, hatched: outside of the crop, not seen by the network."
 
 
@@ -135,12 +136,12 @@ def explanation_figure(explanation: Maps, *, evidence: int = 3, map: MapChoice =
     sheet.text(middle + cell, first - 0.2, total_of, color=FAINT, ha="right")
     sheet.image(middle, first, width, height, e.attended(map=kind))
     if kind == "attention":
-        shares = ScalarMappable(Normalize(0, attention_scale(values) * values.size / float(values.sum())), ATTENTION)
+        shares = ScalarMappable(Normalize(0, attention_scale(values) * values.size / float(values.sum())), HEAT)
         sheet.colour_bar(middle + width, first, row, shares, "attention, × uniform")
     else:
         largest = evidence_scale(values)
         sheet.colour_bar(
-            middle + width, first, row, ScalarMappable(Normalize(-largest, largest), EVIDENCE), "of the logit, a patch"
+            middle + width, first, row, ScalarMappable(Normalize(-largest, largest), SIGNED), "of the logit, a patch"
         )
     left = middle + cell + SCALE
     _class_bars(sheet, left, first, MARGIN + total - left, second - first - ABOVE - 0.15, explanation, listed)
@@ -214,7 +215,7 @@ def _evidence_row(
         sheet.text(x, top - 0.2, title, color=FAINT, width=room)
         sheet.text(x + cell, top - 0.2, total, color=FAINT, ha="right")
         _evidence_panel(sheet, e, e.placed(k, "evidence"), largest, x, top, width, height)
-    colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
+    colours = ScalarMappable(Normalize(-largest, largest), SIGNED)
     right = left + (len(classes) - 1) * (cell + GAP) + width
     sheet.colour_bar(right, top, max(height, LOWEST), colours, "of the logit, a patch")
 
@@ -299,7 +300,7 @@ def difference_figure(explanation: Maps, a: int | str, b: int | str) -> Figure:
     sheet.text(last + cell, top - 0.2, sum_of, ha="right")
     values = e.placed(first, "evidence") - e.placed(second, "evidence")
     _evidence_panel(sheet, e, values, largest, last, top, width, height)
-    colours = ScalarMappable(Normalize(-largest, largest), EVIDENCE)
+    colours = ScalarMappable(Normalize(-largest, largest), SIGNED)
     sheet.colour_bar(last + width, top, row, colours, "of the difference, a patch")
     sheet.lines(MARGIN, top + row + 0.12, footnotes)
     return sheet.figure

@@ -84,6 +84,13 @@ class ConvStem(nn.Module):
         return x.permute(0, 2, 3, 1)  # (B, h, w, C), a view of channels-last memory
 
 
+def _halved(x: Tensor) -> Tensor:
+    """2×2 max pooling of (B, C, H, W), rounded up."""
+    if torch.compiler.is_exporting():  # of any H and W it cannot follow the rounding; a border of −∞ does the same
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 2)
+    return F.max_pool2d(x, 2, ceil_mode=True)
+
+
 class PooledStem(nn.Module):
     """A 3×3 convolution, then 3×3 convolutions with a 2×2 max pool behind each: (B, C_in, H, W) → (B, h, w, C).
 
@@ -135,7 +142,7 @@ class PooledStem(nn.Module):
         x = self._first(image.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
         repeated = zip(self.repeat_convs, self.repeat_norms, strict=True)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            x = self._normalised(norm, F.max_pool2d(conv(x), 2, ceil_mode=True))
+            x = self._normalised(norm, _halved(conv(x)))
             for again, its_norm in islice(repeated, self.repeats):
                 x = self._normalised(its_norm, again(x))
         return x.permute(0, 2, 3, 1)  # (B, h, w, C), a view of channels-last memory

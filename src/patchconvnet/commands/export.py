@@ -1,0 +1,74 @@
+"""`patchconvnet export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.commands.sources import Size, load_model
+from patchconvnet.commands.terminal import printable
+from patchconvnet.errors import UserError
+
+
+def export(
+    model: str,
+    *,
+    out: Path,
+    to: Literal["onnx"] = "onnx",
+    weights: Path | None = None,
+    size: Size = None,
+    batch: int | Literal["dynamic"] = "dynamic",
+    evidence: str = "auto",
+    images: list[str] | None = None,
+) -> int:
+    """Write a model with its maps as a file that runs without PyTorch, and check it.
+
+      patchconvnet export --model runs/pets --out pets.onnx
+      patchconvnet explain cat.jpg --model pets.onnx
+
+    The file is compared with PyTorch on random inputs and images, and not kept if it differs.
+
+    Args:
+        model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
+            patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name).
+        out: the file to write.
+        to: onnx.
+        weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
+        size: the network input, such as 96 or 64x48 (height x width); by default the model's own.
+        batch: images at a time, or dynamic for any number.
+        evidence: auto, all, none, or for how many of the likeliest classes where evidence is of first order.
+        images: image files, folders or patterns to check the file on; by default made images.
+    """
+    from PIL import Image
+    from rich.console import Console
+
+    from patchconvnet.data.folders import find_images
+    from patchconvnet.data.images import read_image
+    from patchconvnet.deploy.onnx_export import export_onnx
+
+    if isinstance(batch, int) and batch < 1:
+        raise UserError(f"--batch is {batch}; it must be 1 or more, or dynamic")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give --out a file name such as {out / 'model.onnx'}")
+    chosen: list[Image.Image] = [read_image(path) for path in find_images(images)[:8]] if images else []
+    network, _ = load_model(model, weights, "cpu")
+    about = export_onnx(
+        network, out, name=model, size=size, batch=None if batch == "dynamic" else batch,
+        evidence=evidence, images=chosen,
+    )  # fmt: skip
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    check = about.verification
+    largest = max(check["largest_differences"].values())
+    console.print(
+        f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB, {len(about.class_names):,} classes, evidence "
+        f"{about.evidence}; height {about.height}, width {about.width}; answers as PyTorch to {largest:.1g} on "
+        f"{check['inputs']} inputs ({check['images']} {check['of']})"
+    )
+    return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command with the words typed after its name."""
+    parser = CommandLine(export)
+    parser.add_function_arguments(export, as_group=False)
+    return export(**parser.parse(words))

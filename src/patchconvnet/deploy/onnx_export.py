@@ -1,0 +1,230 @@
+"""`export_onnx`: a network with its maps in one ONNX file, compared with PyTorch before it is kept."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.export import Dim, ExportedProgram
+
+from patchconvnet._version import __version__
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.deploy.description import KEY, Description, Side
+from patchconvnet.deploy.exportable import Answers, check_exportable, evidence_count, placement_of
+from patchconvnet.deploy.runtime import OnnxModel
+from patchconvnet.deploy.verification import compare, made_images
+from patchconvnet.errors import UserError, first_line
+from patchconvnet.files import write_atomic
+from patchconvnet.models.classifier import AttentionClassifier
+
+OPSET = 20
+LARGEST = 2**31 - 2**20  # bytes of an ONNX file, which is one protobuf message
+
+
+def export_onnx(
+    model: AttentionClassifier,
+    out: Path,
+    *,
+    name: str = "",
+    size: int | tuple[int, int] | None = None,
+    batch: int | None = None,
+    evidence: str | int = "auto",
+    images: Sequence[Image.Image] = (),
+) -> Description:
+    """Write a network as one ONNX file that classifies and explains.
+
+    Args:
+        model: in evaluation mode, on the CPU; stays as it is.
+        out: the file.
+        name: what the model is called.
+        size: the network input, (height, width) or one number for a square; by default the model's own. Others can be
+            given to the file too, where the network takes them.
+        batch: images at a time; None for any number.
+        evidence: for how many classes: see `patchconvnet.deploy.exportable.evidence_count`.
+        images: to compare the file with the network on; by default made ones.
+
+    Returns:
+        What the file says about itself.
+
+    Raises:
+        UserError: the network cannot be exported, the size is not one of its, the file cannot be written, or differs
+            from the network.
+    """
+    check_exportable(model)
+    _require_packages()
+    count = evidence_count(model, evidence)
+    settings = Preprocessing.from_dict(model.preprocessing)
+    settings = settings if size is None else settings.with_size(size)
+    if min(settings.size) < model.patch_size:
+        raise UserError(
+            f"size is {settings.size[0]} × {settings.size[1]}, and a patch of this network has {model.patch_size} × "
+            f"{model.patch_size} pixels; give at least that"
+        )
+    answers = Answers(model.float(), count)
+    program, sides = _followed(answers, settings.size, batch)
+    proto = _as_onnx(program, answers)
+    about = describe(model, name, settings, answers, sides, batch)
+    return _write(proto, out, about, answers, images)
+
+
+def describe(
+    model: AttentionClassifier,
+    name: str,
+    preprocessing: Preprocessing,
+    answers: Answers,
+    sides: tuple[Side, Side],
+    batch: int | None,
+) -> Description:
+    """What an exported file says about a network."""
+    bias = getattr(model.get_classifier(), "bias", None)
+    with torch.no_grad():
+        queries = answers(torch.zeros(1, model.in_chans, *preprocessing.size))[1].shape[1]
+    return Description(
+        name=name or model.kind,
+        architecture={"kind": model.kind, **_plain(model.config)},
+        class_names=model.class_names,
+        preprocessing=preprocessing,
+        temperature=float(model.metadata.temperature),
+        bias=[0.0] * model.num_classes if bias is None else bias.detach().float().tolist(),
+        evidence="none" if not answers.evidence else "exact" if answers.exact else "first order",
+        evidence_classes=answers.evidence,
+        queries=queries,
+        placement=placement_of(model, preprocessing.size),
+        patch_size=model.patch_size,
+        input="image",
+        height=sides[0],
+        width=sides[1],
+        batch=batch,
+        outputs=answers.outputs,
+        provenance=model.metadata.provenance,
+        metrics=model.metadata.metrics,
+        version=__version__,
+    )
+
+
+def _followed(answers: Answers, size: tuple[int, int], batch: int | None) -> tuple[ExportedProgram, tuple[Side, Side]]:
+    """The network as torch.export follows it, for inputs of as many sizes as it can, and which they are."""
+    patch = answers.model.patch_size
+    image = torch.rand(batch or 2, answers.model.in_chans, *size)  # a batch of 1 would silently stay 1
+    batches = {} if batch else {0: Dim("batch", min=1)}
+    ways: list[tuple[Any, Side]] = []
+    if answers.follows_any_size and min(size) >= 2 * patch:
+        ways.append(((Dim("height", min=2 * patch), Dim("width", min=2 * patch)), Side(patch)))
+        if size[0] % patch == 0 and size[1] % patch == 0:
+            ways.append(((patch * Dim("rows", min=2), patch * Dim("columns", min=2)), Side(patch, step=patch)))
+    for (height, width), side in ways:
+        try:
+            return _export(answers, image, {**batches, 2: height, 3: width}), (side, side)
+        except UserError as error:
+            logging.getLogger(__name__).debug("no export for any size: %s", error)
+    return _export(answers, image, batches), (Side(size[0], size[0]), Side(size[1], size[1]))
+
+
+def _export(answers: Answers, image: torch.Tensor, axes: dict[int, Any]) -> ExportedProgram:
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(answers, (image,), dynamic_shapes=(axes,), strict=False)
+    except Exception as error:  # of many types, by what the exporter stumbles over
+        raise UserError(f"this network cannot be exported: {first_line(error)}") from error
+
+
+def _as_onnx(program: ExportedProgram, answers: Answers) -> Any:
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=answers.outputs,
+                external_data=False, verbose=False,
+            )  # fmt: skip
+    except Exception as error:
+        raise UserError(f"this network cannot be written as ONNX: {first_line(error)}") from error
+    assert made is not None
+    proto = made.model_proto
+    _name_axes(proto.graph, answers)
+    del proto.metadata_props[:]
+    for node in proto.graph.node:  # where in the source it came from, with paths of this machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return proto
+
+
+def _name_axes(graph: Any, answers: Answers) -> None:
+    """Names that people know for the axes of any length."""
+    names = {"image": ("batch", "", "height", "width"), "logits": ("batch",), "evidence_classes": ("batch",)}
+    names |= dict.fromkeys(("attention", "evidence"), ("batch", "", "rows", "columns"))
+    for value in (*graph.input, *graph.output):
+        for axis, word in zip(value.type.tensor_type.shape.dim, names[value.name], strict=False):
+            if axis.dim_param and word:
+                axis.dim_param = word
+    del graph.value_info[:]
+
+
+def _write(proto: Any, out: Path, about: Description, answers: Answers, images: Sequence[Image.Image]) -> Description:
+    """Write the file aside, compare it with the network, and rename it."""
+    if proto.ByteSize() > LARGEST:
+        raise UserError(
+            f"this network takes {proto.ByteSize() / 1e9:.1f} GB, and an ONNX file of one piece 2 GB at most"
+        )
+    chosen = list(images) or made_images(about.preprocessing.channels, np.random.default_rng(0))
+    described = [about]
+
+    def write(part: Path) -> None:
+        _put(proto, part, about)
+        found = compare(OnnxModel(part).run, answers, about, chosen)
+        flat = found.pop("attention_is_flat") and about.evidence != "none"
+        verified = {**found, "of": "given images" if images else "made images", **_versions()}
+        described[0] = replace(about, verification=verified, shown="evidence" if flat else "attention")
+        _put(proto, part, described[0])
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, write)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return described[0]
+
+
+def _put(proto: Any, path: Path, about: Description) -> None:
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=KEY, value=about.to_json())
+    path.write_bytes(proto.SerializeToString())
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+
+    return {"torch": str(torch.__version__), "onnxruntime": onnxruntime.__version__}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _require_packages() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"export to ONNX needs {package}: pip install 'patchconvnet[export]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on its own progress and on deprecations within PyTorch go nowhere."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

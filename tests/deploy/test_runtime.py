@@ -1,0 +1,102 @@
+"""A file answers and explains as the network does, without PyTorch."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchconvnet import UserError, explain, load
+from patchconvnet.deploy.onnx_export import export_onnx
+from patchconvnet.deploy.runtime import OnnxModel
+
+TOLERANCE = 1e-4
+
+
+def photographs() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    sizes = [(120, 90), (90, 120), (64, 64)]
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "cifar10.onnx"
+    export_onnx(load("cifar10"), path, name="cifar10")
+    return path
+
+
+def test_explanations_are_those_of_the_network(file: Path) -> None:
+    images = photographs()
+    found = OnnxModel(file, threads=1).explain(images, target="cat", name=["a", "b", "c"])
+    wanted = explain(load("cifar10"), images, target="cat", name=["a", "b", "c"])
+    for ours, theirs in zip(found, wanted, strict=True):
+        for what in ("logits", "bias", "attention", "evidence"):
+            np.testing.assert_allclose(getattr(ours, what), getattr(theirs, what), rtol=0, atol=TOLERANCE)
+        for what in ("evidence_classes", "exact", "grid", "geometry", "target", "top", "temperature", "class_names"):
+            assert getattr(ours, what) == getattr(theirs, what), what
+        assert list(ours.to_dict()) == list(theirs.to_dict())
+        assert max(map(abs, ours.remainder.values())) < TOLERANCE
+        assert ours.subject.name == "cat"
+        difference = np.asarray(ours.overlay()).astype(int) - np.asarray(theirs.overlay())
+        assert np.abs(difference).max() <= 2
+
+
+def test_another_size_gives_another_grid(file: Path) -> None:
+    model = OnnxModel(file)
+    assert model.size == (32, 32)
+    found = model.explain(photographs()[:1], size=(48, 64))[0]
+    wanted = explain(load("cifar10"), photographs()[0], size=(48, 64))
+    assert found.grid == wanted.grid
+    assert found.attention.shape == (1, 12, 16)
+    np.testing.assert_allclose(found.evidence, wanted.evidence, rtol=0, atol=TOLERANCE)
+
+
+def test_a_prepared_batch_is_run(file: Path) -> None:
+    model = OnnxModel(file)
+    prepared, geometry = model.prepare(photographs()[0])
+    assert (prepared.dtype, prepared.shape) == (np.float32, (3, 32, 32))
+    assert geometry.image == (120, 90)
+    answers = model.run(np.stack([prepared, prepared]))
+    assert {name: values.shape for name, values in answers.items()} == {
+        "logits": (2, 10), "attention": (2, 1, 8, 8), "evidence": (2, 10, 8, 8),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="this file takes float32 of shape"):
+        model.run(prepared)
+    with pytest.raises(UserError, match="takes 4 pixels or more"):
+        model.run(np.zeros((1, 3, 2, 32), np.float32))
+
+
+def test_threads_share_a_model(file: Path) -> None:
+    model = OnnxModel(file, threads=1)
+    images = photographs() * 4
+    alone = [model.explain(image)[0].logits for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: model.explain(image)[0].logits, images))
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_neither_pytorch_nor_matplotlib_is_imported(file: Path, tmp_path: Path) -> None:
+    photographs()[0].save(tmp_path / "a.png")
+    program = """
+import sys
+from patchconvnet.deploy.runtime import OnnxModel
+found = OnnxModel(sys.argv[1]).explain(sys.argv[2])[0]
+found.save(sys.argv[3], only=("overlay", "map", "json"))
+print([name for name in ("torch", "torchvision", "timm", "matplotlib", "scipy") if name in sys.modules])
+"""
+    words = [sys.executable, "-c", program, str(file), str(tmp_path / "a.png"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_overlay.png", "a_map.npy", "a.json"}
+
+
+def test_an_unreadable_image_among_many_is_named(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"images\[1\]: .*bad.png is not a readable image"):
+        OnnxModel(file).explain([photographs()[0], tmp_path / "bad.png"])
+    with pytest.raises(UserError, match="unknown class 'dogg'; did you mean 'dog'"):
+        OnnxModel(file).explain(photographs()[0], target="dogg")
