@@ -133,6 +133,7 @@ def _data() -> list[Case]:
         Case("data", [*flat, "--data_seed=-3"], (2,), "seed"),
         Case("data", [*flat, "--batch-size", "0"], (2,), "batch_size is 0"),
         Case("data", [*flat, "--workers=-1"], (2,), "workers -1"),
+        Case("data", [*flat, "--workers", "1000000000"], (2,), "workers 1000000000; give 1 or more images, and 0 to"),
         Case("data", [*flat, "--out", "a_file"], (2,), "cannot write"),
         Case("data", [*flat, "--out", "a_file/x"], (2,), "cannot write"),
         Case("data", [*flat, "--mirror"], (0,), "mirrored too"),
@@ -241,7 +242,7 @@ def _recipes() -> list[Case]:
         "option_unknown": "dpth", "augmentation": "mixup", "crop": "crop_ratio", "data_seed": "seed",
         "validation": "validation is -1", "folder": "recipe", "absent": "no recipe",
     }  # fmt: skip
-    del table["empty"], table["batch_huge"]
+    del table["empty"]
     return [
         *(Case("recipes", ["train", "--recipe", f"recipes/{name}.yaml"], (2,), said) for name, said in table.items()),
         Case("recipes", ["train", "--recipe", "recipes/small.yaml"], (0,), "model folder"),
@@ -317,6 +318,29 @@ def _options() -> list[Case]:
         Case("options", ["explain", "--model", "model", "--", "images/-dash.png"], (0,), "-dash"),
         Case("options", [*explain, "--model"], (2,), "--model needs a value"),
         Case("options", [*small, "--epochs", "many"], (2,), "--epochs: expected a whole number, not many"),
+        *(
+            Case("options", [*small, f"--{name}", count], (2,), said)
+            for count in ("1000000000", "1" + 30 * "0")
+            for name, said in {
+                "epochs": "epochs must be at most 100,000, not 10",
+                "batch-size": "batch_size must be at most 1,000,000",
+                "monitor.images": "monitor.images must be at most 1,000",
+                "probe.views": "probe.views must be at most 1,000",
+                "probe.queries": "probe.queries must be at most 10,000",
+                "data.workers": "data.workers must be at most 1,024",
+                "device-count": "devices must be at most 1,024",
+                "nodes": "devices must be at most 1,024 and nodes 100,000",
+                "threads": "give a number from 1 to 1024",
+                "optimization.accumulate": "cannot be worked through",
+                "augmentation.random_crop_padding": "random_crop_padding",
+                "augmentation.canvas": "more than 64,000,000 pixels",
+            }.items()
+        ),
+        *(
+            Case("options", [*audit, "--methods", "evidence", f"--{name}", "1" + 20 * "0"], (2,), f"audit {name} is 1")
+            for name in ("steps", "mosaics", "rise_masks", "gradient_steps", "batch_size", "forward_batch", "seed")
+        ),
+        Case("options", [*small, "--epochs", "1" + 5000 * "0"], (2,), "--epochs: expected a whole number"),
         Case("options", [*small, "--epochs", "1e3"], (2,), "--epochs: expected a whole number"),
         Case("options", [*small, "--seed", "12345678901234567890"], (2,), "seed"),
         Case("options", [*small, "--data.seed", "12345678901234567890"], (2,), "seed"),
@@ -355,7 +379,6 @@ def _options() -> list[Case]:
         Case("options", [*audit, "--measures", "energy", "--masks", "absent"], (2,), "absent"),
         Case("options", [*audit, "--boxes", "images/good.png", "--measures", "pointing"], (2,), "good.png"),
         Case("options", [*audit, "--out", "a_file"], (2,), "a_file"),
-        Case("options", [*audit, "--seed", "12345678901234567890"], (0, 2), ""),
     ]
 
 

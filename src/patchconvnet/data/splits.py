@@ -19,6 +19,7 @@ from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
 LARGEST_SEED = 2**63  # torch takes no larger ones
+MOST_WORKERS = 1024
 SplitName = Literal["train", "validation", "test", "all"]
 
 
@@ -141,8 +142,10 @@ def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[
         options: of the `DataLoader`.
 
     Raises:
-        UserError: what reading an image raises.
+        UserError: what reading an image raises; or there can't be so many workers.
     """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS}.")
     loader = DataLoader(
         _Guarded(tensors),
         num_workers=workers,

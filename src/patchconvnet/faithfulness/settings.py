@@ -20,6 +20,17 @@ QUICK: dict[str, Any] = {
     "robustness": 10,
 }
 
+# beyond all use: a typing error is refused instead of running for years
+AT_MOST = {
+    "steps": 100_000,
+    "mosaics": 1_000_000,
+    "rise_masks": 1_000_000,
+    "gradient_steps": 100_000,
+    "batch_size": 1_000_000,
+    "forward_batch": 1_000_000,
+    "seed": 2**63 - 1,
+}
+
 
 @dataclass(frozen=True)
 class AuditSettings:
@@ -78,6 +89,8 @@ class AuditSettings:
             least = 0 if field.name in ("seed", "examples") else 1
             if field.type in (int, int | None) and value is not None and value < least:
                 raise UserError(f"audit {field.name} is {value}; it must be {least} or more.")
+            if (most := AT_MOST.get(field.name)) is not None and value > most:
+                raise UserError(f"audit {field.name} is {value}; it must be at most {most:,}.")
         if self.target not in ("predicted", "label"):
             raise UserError(f"audit target is {self.target!r}; known: predicted, label.")
         if self.measures is not None:

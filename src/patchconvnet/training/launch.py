@@ -20,6 +20,7 @@ from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.sharding import shard
 
 STRATEGIES = ("auto", "ddp", "fsdp")
+MOST_DEVICES, MOST_NODES = 1024, 100_000
 # fsdp cuts every weight into pieces; these optimizers treat each number by itself and so do not mind
 ELEMENTWISE_OPTIMIZERS = ("adam", "adamw", "nadam", "nadamw", "radam", "lion", "sgd", "momentum")
 
@@ -123,6 +124,8 @@ def _devices_and_nodes(hardware: Hardware) -> tuple[int, int]:
     devices, nodes = 1 if devices is None else devices, 1 if nodes is None else nodes
     if devices < 1 or nodes < 1:
         raise UserError(f"devices and nodes must be at least 1, not {devices} and {nodes}")
+    if devices > MOST_DEVICES or nodes > MOST_NODES:
+        raise UserError(f"devices must be at most {MOST_DEVICES:,} and nodes {MOST_NODES:,}, not {devices} and {nodes}")
     return devices, nodes
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -20,8 +21,18 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.data.splits import MOST_WORKERS
 from patchconvnet.errors import UserError, first_line
 
+# what nobody needs and no machine does: a typing error is refused instead of running for years or taking all memory
+AT_MOST = {
+    "epochs": 100_000,
+    "batch_size": 1_000_000,
+    "monitor.images": 1_000,
+    "probe.views": 1_000,
+    "probe.queries": 10_000,
+    "data.workers": MOST_WORKERS,
+}
 Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
@@ -232,6 +243,9 @@ class Recipe:
         for name, number in not_negative.items():
             if not 0 <= number < math.inf:
                 raise UserError(f"{name} must be 0 or more, not {number}")
+        for name, most in AT_MOST.items():
+            if (given := attrgetter(name)(self)) > most:
+                raise UserError(f"{name} must be at most {most:,}, not {given}")
         for name, seed in {"seed": self.seed, "data.seed": self.data.seed}.items():
             if not 0 <= seed < 2**63:
                 raise UserError(f"{name} must be 0 or more and below 2⁶³, not {seed}")
