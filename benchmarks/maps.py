@@ -3,7 +3,7 @@
     python benchmarks/maps.py
 
 Evidence of the additive head comes with the forward pass; of the other heads it is first order, which takes a backward
-pass through the head for each class (`explanation.evidence.look`).
+pass through the head for each class (`explanation.evidence.forward_with_maps`).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from measuring import arguments, race, ratio, report, row, seconds
 
 import patchconvnet  # noqa: F401  (registers the models)
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 
 AIM, EVIDENCE_AIM = 1.01, 1.02
 NETWORKS = (  # name, size, batch, calls in a turn: few, for a percent is looked for and machines drift
@@ -41,7 +41,7 @@ def main() -> None:
         if model.has_exact_evidence:
             contenders["evidence"] = partial(model, images, return_evidence=True)
         else:
-            contenders["first-order evidence"] = partial(look, model, images)
+            contenders["first-order evidence"] = partial(forward_with_maps, model, images)
         with torch.inference_mode():
             times = race(contenders, a.rounds, calls)
         for what, aim in (("attention", AIM), ("evidence", EVIDENCE_AIM), ("first-order evidence", None)):

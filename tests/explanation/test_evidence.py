@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.explanation import explain
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 
 EXACT = ["additive", "additive_multi", "average"]
 FIRST_ORDER = ["keras", "class_attention", "class_attention_multi"]
@@ -38,7 +38,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("pooling", EXACT)
 def test_exact_evidence_sums_to_logit_less_bias(pooling, images):
     model = model_of(pooling)
-    seen = look(model, images)
+    seen = forward_with_maps(model, images)
     assert seen.exact
     assert seen.evidence.shape == (3, 7, 6, 9)
     torch.testing.assert_close(seen.logits, model(images))
@@ -79,7 +79,7 @@ def test_first_order_evidence_is_the_derivative_by_each_patchs_value(pooling, im
         model.pooling.mlp.act = nn.GELU(approximate="tanh")
     images = images.double()
     with torch.no_grad():
-        seen = look(model, images)
+        seen = forward_with_maps(model, images)
         patches = model.forward_features(images).flatten(2).mT  # (B, N, C)
         assert not seen.exact
         assert seen.evidence.shape == (3, 7, 6, 9)
@@ -127,7 +127,7 @@ def test_first_order_evidence_of_several_heads_and_blocks(heads, depth, pooling,
     model = model_of(pooling, num_heads=heads, depth_token_only=depth).double()
     images = images.double()
     with torch.no_grad():
-        seen = look(model.fuse() if fused else model, images)
+        seen = forward_with_maps(model.fuse() if fused else model, images)
         patches = model.forward_features(images).flatten(2).mT  # (B, N, C)
     ones = torch.ones(54, dtype=torch.float64)
     for b in range(len(images)):
@@ -179,8 +179,8 @@ def test_of_many_classes_the_likeliest_and_the_asked_for_have_first_order_eviden
 def test_models_without_maps_are_refused():
     images = torch.zeros(1, 3, 32, 32)
     with pytest.raises(UserError, match="no attention pooling"):
-        look(timm.create_model("resnet10t"), images)
+        forward_with_maps(timm.create_model("resnet10t"), images)
     with pytest.raises(UserError, match="no attention pooling"):
-        look(timm.create_model("patchconvnet_mini", embed_dim=32, depth=1, pooling="none"), images)
+        forward_with_maps(timm.create_model("patchconvnet_mini", embed_dim=32, depth=1, pooling="none"), images)
     with pytest.raises(UserError, match="no classifier"):
-        look(timm.create_model("patchconvnet_mini", embed_dim=32, depth=1, num_classes=0), images)
+        forward_with_maps(timm.create_model("patchconvnet_mini", embed_dim=32, depth=1, num_classes=0), images)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from patchconvnet import UserError, attribute, with_attention_pooling
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.faithfulness.baselines import METHODS
 from patchconvnet.faithfulness.methods import AttributionOptions
 
@@ -49,7 +49,7 @@ def test_targets_in_every_form(inputs: torch.Tensor) -> None:
     model = make()
     with torch.no_grad():
         model.head.bias -= model(inputs).mean(0)  # so that not all are predicted to be the same
-        seen = look(model, inputs)
+        seen = forward_with_maps(model, inputs)
     predicted = seen.logits.argmax(1)
     assert len(set(predicted.tolist())) > 1
     torch.testing.assert_close(attribute(model, inputs), seen.evidence[range(3), predicted])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import patchconvnet
 from patchconvnet import Output, PatchConvNet, UserError, with_attention_pooling
 from patchconvnet.explanation import explain
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.models import AttentionPooled, AttentionPooledConfig, Metadata, load
@@ -228,7 +228,7 @@ def test_first_order_evidence_is_the_derivative_by_each_patchs_weight(name: str,
     model = pooled(name, pooling).double()
     image = make_image(model, 1).double()
     with torch.no_grad():
-        seen = look(model, image)
+        seen = forward_with_maps(model, image)
         assert not seen.exact
         torch.testing.assert_close(seen.logits, model(image))
         values = model.pooling(model.forward_features(image).permute(0, 2, 3, 1)).values
@@ -254,7 +254,7 @@ def test_other_poolings(name: str, pooling: str, tmp_path: Path) -> None:
     output = model(image, return_attention=True)
     assert output.attention.shape == (2, K if model.class_wise else 1, 2, 3)
     output.logits.sum().backward()
-    seen = look(model, image)
+    seen = forward_with_maps(model, image)
     assert not seen.exact
     torch.testing.assert_close(seen.logits, output.logits)
     assert seen.evidence.shape == (2, K, 2, 3)
@@ -321,7 +321,7 @@ def test_tokens_become_a_map(name: str, tmp_path: Path) -> None:
         rest = output.logits - model.head.bias - evidence.sum((2, 3))
         assert (rest.abs() <= 1e-4 * evidence.abs().sum((2, 3))).all()
     else:
-        assert look(model, image).evidence.std() > 0
+        assert forward_with_maps(model, image).evidence.std() > 0
     model.train()(image).sum().backward()
     assert model.pooling.query.grad.abs().max() > 0
     loaded = load(model.eval().save_pretrained(tmp_path))

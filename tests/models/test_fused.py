@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchconvnet import PatchConvNet, UserError, hardware
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.models import fused as fused_module
 from patchconvnet.models.checkpoints import convert_keras, convert_official
 from patchconvnet.models.fused import FusedLinear
@@ -130,7 +130,7 @@ def test_agrees_with_the_keras_example(act: str, prefix: str) -> None:
 def test_evidence_and_what_explains() -> None:
     for variant in ("patchconvnet_mini", "patchconvnet_s60", "patchconvnet_keras", "patchconvnet_s60_multi"):
         model = trained(variant)
-        ours, theirs = look(model.fuse(), make_image()), look(model, make_image())
+        ours, theirs = forward_with_maps(model.fuse(), make_image()), forward_with_maps(model, make_image())
         close(ours.evidence, theirs.evidence)
         close(ours.logits, theirs.logits)
 

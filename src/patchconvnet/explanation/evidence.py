@@ -20,7 +20,7 @@ from patchconvnet.models.pooling import Pooled, Pooling
 MAX_FIRST_ORDER_CLASSES = 100
 
 
-class Look(NamedTuple):
+class ForwardMaps(NamedTuple):
     """What the network answered, and why, for a batch.
 
     Attributes:
@@ -47,7 +47,7 @@ class Look(NamedTuple):
         return self.evidence.gather(1, rows[..., None, None].expand(-1, -1, *self.evidence.shape[2:]))
 
 
-def look(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: int = 5) -> Look:
+def forward_with_maps(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: int = 5) -> ForwardMaps:
     """Logits, attention and evidence from one pass through the trunk.
 
     Args:
@@ -79,7 +79,7 @@ def look(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: i
     bias = getattr(head, "bias", None)
     if bias is None:
         bias = logits.new_zeros(logits.shape[1])
-    return Look(logits, attention, chosen, shares, bias, exact, patches)
+    return ForwardMaps(logits, attention, chosen, shares, bias, exact, patches)
 
 
 def _chosen(logits: Tensor, classes: tuple[int, ...], top: int) -> Tensor:

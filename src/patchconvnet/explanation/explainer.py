@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from patchconvnet.data.images import ImageLike, Source, read_image, to_image
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
-from patchconvnet.explanation.evidence import Look, look
+from patchconvnet.explanation.evidence import ForwardMaps, forward_with_maps
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.forward_pass import ForwardPass
 from patchconvnet.explanation.maps import class_index
@@ -268,12 +268,12 @@ def _answer_together(model: nn.Module, images: list[Opened], question: Question)
     inputs = torch.stack([image.tensor.to(like.device, like.dtype) for image in images])
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
     with evaluation_mode(model):
-        plain = look(model, inputs, wanted, question.top)
+        plain = forward_with_maps(model, inputs, wanted, question.top)
         grid = plain_grid = patch_grid(model, preprocessing.size, (plain.attention.shape[2], plain.attention.shape[3]))
         attention, evidence = _numpy(plain.attention), _numpy(plain.evidence)
         if question.refine:
             grid, attention, evidence = _refined(model, inputs, plain, grid, question.refine)
-    network = cast(AttentionClassifier, model)  # look() refuses others
+    network = cast(AttentionClassifier, model)  # forward_with_maps() refuses others
     logits, bias, chosen = _numpy(plain.logits), _numpy(plain.bias), plain.classes.tolist()
     return [
         Explanation(
@@ -300,7 +300,7 @@ def _answer_together(model: nn.Module, images: list[Opened], question: Question)
 
 
 def _refined(
-    model: nn.Module, inputs: Tensor, plain: Look, grid: Grid, refine: int
+    model: nn.Module, inputs: Tensor, plain: ForwardMaps, grid: Grid, refine: int
 ) -> tuple[Grid, np.ndarray, np.ndarray]:
     """Maps averaged over shifts by parts of a patch and both flips, on a grid `refine` times as fine both ways."""
     height, width = inputs.shape[2:]
@@ -320,7 +320,7 @@ def _refined(
         for right in shifts[1]:
             shifted = padded[:, :, border[1] + down :, border[0] + right :][:, :, :height, :width]
             for flipped in (False, True):
-                seen = look(model, shifted.flip(-1) if flipped else shifted, asked, top=0)
+                seen = forward_with_maps(model, shifted.flip(-1) if flipped else shifted, asked, top=0)
                 at = grid.mirrored(width) if flipped else grid
                 both = torch.cat([seen.attention, seen.evidence_of(plain.classes)], 1)
                 values = _numpy(both.flip(-1) if flipped else both)

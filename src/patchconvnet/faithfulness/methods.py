@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.explanation.patch_grid import Grid, patch_grid
 
 COSTLY = 5.0  # forward passes for a map; RISE takes hundreds, integrated gradients 150, all others at most 2
@@ -167,14 +167,14 @@ def _attention(model: nn.Module, images: Tensor, classes: Tensor, _: Attribution
 
 
 def _evidence(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
-    seen = look(model, images, tuple(classes.unique().tolist()), top=1)
+    seen = forward_with_maps(model, images, tuple(classes.unique().tolist()), top=1)
     values = seen.evidence_of(classes)
     total = seen.logits.gather(1, classes) - seen.bias[classes]
     return Attribution(values, patch_grid(model, _size(images), _size(values)), total)
 
 
 def _contrast(model: nn.Module, images: Tensor, classes: Tensor, _: AttributionOptions) -> Attribution:
-    seen = look(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
+    seen = forward_with_maps(model, images, tuple(classes.unique().tolist()), top=MOST_RIVALS)
     # classes that other images of the batch were asked about have evidence too, but are no rivals here
     likeliest = seen.logits.topk(min(MOST_RIVALS, seen.logits.shape[1]), 1).indices  # (B, R)
     rival = (seen.classes[:, :, None] == likeliest[:, None]).any(2)  # (B, K')

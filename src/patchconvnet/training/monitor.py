@@ -10,7 +10,7 @@ from patchconvnet.data.batches import batches
 from patchconvnet.data.images import pixels
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
-from patchconvnet.explanation.evidence import look
+from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.explanation.evolution import attention_evolution, attention_grid, evolution_frames, write_gif
 from patchconvnet.explanation.maps import FLAT, Kind, flatness
 from patchconvnet.explanation.patch_grid import patch_grid
@@ -67,7 +67,7 @@ class AttentionMonitor:
         kind: Kind = "attention"
         if flatness(maps) > FLAT:
             with torch.no_grad():
-                evidence = look(model, images, top=1).evidence_of(predicted[:, None])[:, 0]
+                evidence = forward_with_maps(model, images, top=1).evidence_of(predicted[:, None])[:, 0]
             kind, maps = "evidence", evidence.float().cpu().numpy()
             write_array(self._evidence_file(epoch), maps)
         model.train(was_training)

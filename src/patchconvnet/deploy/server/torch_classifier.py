@@ -9,7 +9,7 @@ from torch import nn
 
 from patchconvnet.data.preprocessing import Geometry
 from patchconvnet.deploy.server.classifier import Outputs, Signature, listed_classes
-from patchconvnet.explanation.evidence import Look, look
+from patchconvnet.explanation.evidence import ForwardMaps, forward_with_maps
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.patch_grid import patch_grid
@@ -35,7 +35,7 @@ class TorchClassifier:
         self.class_names = class_names_of(network)
         self.temperature = temperature_of(network)
         channels = self._preprocessing.channels
-        seen = self._look(np.zeros((1, channels, *self.size), np.float32))
+        seen = self._forward(np.zeros((1, channels, *self.size), np.float32))
         self.exact, self._bias = seen.exact, seen.bias.float().numpy()
         queries, height, width = seen.attention.shape[1:]
         self.grid = patch_grid(network, self.size, (height, width))
@@ -50,7 +50,7 @@ class TorchClassifier:
 
     def run(self, batch: np.ndarray, classes: Sequence[int] = (), top: int = 5) -> Outputs:
         """See `Classifier`."""
-        seen = self._look(batch, tuple(classes), top)
+        seen = self._forward(batch, tuple(classes), top)
         tensors = {"logits": seen.logits, "attention": seen.attention, "evidence": seen.evidence}
         return {name: values.float().numpy() for name, values in tensors.items()} | {"classes": seen.classes.numpy()}
 
@@ -80,5 +80,5 @@ class TorchClassifier:
         )
 
     @torch.no_grad()
-    def _look(self, batch: np.ndarray, classes: tuple[int, ...] = (), top: int = 1) -> Look:
-        return look(self._network, torch.from_numpy(batch), classes, top)
+    def _forward(self, batch: np.ndarray, classes: tuple[int, ...] = (), top: int = 1) -> ForwardMaps:
+        return forward_with_maps(self._network, torch.from_numpy(batch), classes, top)
