@@ -21,23 +21,23 @@ from measuring import race, setup, spread
 
 from patchconvnet import load
 from patchconvnet.data.images import read_image
-from patchconvnet.explanation.explainer import preprocessing_of
-from patchconvnet.explanation.image_files import batch_size_for
+from patchconvnet.explanation.explainer import batch_size_for, preprocessing_of
 
 CASES = {
     "--only json": ["--only", "json"],
     "--only json,overlay": ["--only", "json,overlay"],
+    "--only json,overlay --workers 1": ["--only", "json,overlay", "--workers", "1"],
     "--only json,overlay --workers 0": ["--only", "json,overlay", "--workers", "0"],
     "everything, --refine 0": ["--refine", "0"],
     "everything (refined to 14 × 14)": [],
 }
-FEW_FIGURES = 40  # photographs that are enough to time figures
+FEW_FIGURES = 24  # photographs that are enough to time figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--limit", type=int, default=200, help="photographs; figures are drawn for 40 of them")
+    parser.add_argument("--limit", type=int, default=200, help="photographs; figures are drawn for 24 of them")
     parser.add_argument("--model", default="imagenet")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, help="file for the JSON")

@@ -2,8 +2,8 @@
 
 python benchmarks/startup.py PHOTO [--model imagenet] [--rounds 3]
 
-Prints the shortest of the rounds and its processor seconds, which a busy machine changes less, and how long importing
-what `explain` needs takes of it.
+Prints the shortest of the rounds and its processor seconds, which a busy machine changes less, and what importing torch
+and timm takes of it, below which no command that asks a network can be.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def main() -> None:
         commands = {
             "patchconvnet --help": ["-m", "patchconvnet", "--help"],
             "import torch": ["-c", "import torch"],
-            "import torch, timm": ["-c", "import timm"],
+            "import torch, torchvision, timm": ["-c", "import timm"],
+            "import torch, torchvision": ["-c", "import torchvision"],
             "import patchconvnet.explanation.figures": ["-c", "import patchconvnet.explanation.figures"],
             "explain": explain,
             "explain, plain map": [*explain, "--refine", "0"],

@@ -18,6 +18,7 @@ GROUND = {"_registration", "_version", "errors", "files", "hardware"}
 BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "api"}
 FLOORS: dict[str, set[str]] = {
     **{part: set() for part in GROUND},
+    "files": {"errors"},
     "hardware": {"errors"},
     "models": GROUND,
     "data": GROUND,

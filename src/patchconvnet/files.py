@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from patchconvnet.errors import UserError
+
 
 def aside(target: Path) -> Path:
     """Where `target` is written before it is renamed; one name, so that what a kill leaves behind does not pile up."""
@@ -21,6 +23,19 @@ def write_array(target: Path, values: np.ndarray) -> None:
             np.save(file, values)
 
     write_atomic(target, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file aside, then rename it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_atomic(target: Path, write: Callable[[Path], Any]) -> None:

@@ -66,10 +66,11 @@ def evaluate(
     from patchconvnet.api import check_class_names
     from patchconvnet.data.held_out import chosen_split, load_held_out
     from patchconvnet.data.splits import ImageFiles
+    from patchconvnet.files import write_text
     from patchconvnet.hardware import Threads, check_threads
     from patchconvnet.training.evaluation import evaluate as measure
-    from patchconvnet.training.evaluation_files import predictions_csv, save_evaluation
-    from patchconvnet.training.run_folder import write_text
+    from patchconvnet.training.evaluation_files import save_evaluation
+    from patchconvnet.training.tables import predictions_csv
 
     check_threads(threads)
     network, chosen_device = load_model(model, weights, device)

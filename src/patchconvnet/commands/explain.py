@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from patchconvnet.models import AttentionClassifier
 
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
-WORTH_FUSING = 8  # forward passes; fusing takes as long as a few
+WORTH_FUSING = 32  # forward passes; fusing takes as long as that saves
 WORTH_DRAWING = 8  # images; a process takes as long to start as a figure to draw
 MOST_WAITING = 32  # explanations that wait to be drawn, besides two for each process
 WORTH_MEASURING = 10  # images; for fewer the number of threads is not measured, which takes as long as one of them
@@ -139,8 +139,8 @@ def explain(
                 names.append(printable(path))
                 if "figure" in only:
                     sheet.append(replace(explanation.scaled(SHEET_SIDE), forward_pass=None))
-    from patchconvnet.training.evaluation_files import predictions_csv
-    from patchconvnet.training.run_folder import write_text
+    from patchconvnet.files import write_text
+    from patchconvnet.training.tables import predictions_csv
 
     if not shares:
         raise UserError(f"none of the {len(paths)} images could be explained")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patchconvnet.explanation.explanation import Explanation, Saved
 
 MOST_PROCESSES = 64
+SECONDS_TO_END = 5.0  # at most, in which a process takes its unfinished file away
 
 
 def check_processes(asked: int | Literal["auto"]) -> None:
@@ -110,8 +111,11 @@ def drawers(processes: int) -> Iterator[Drawers]:
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
+        ours = set(multiprocessing.active_children()) - others
+        for process in ours:
             process.terminate()
+        for process in ours:
+            process.join(SECONDS_TO_END)
         raise
 
 
@@ -122,11 +126,24 @@ class _Failure:
         self.error, self.cause = error, error.__cause__
 
 
+class _Ended(BaseException):
+    """The process is to end, once the unfinished file is away."""
+
+
+_is_saving = False
+
+
 def _save(explanation: "Explanation", *arguments: Any, **options: Any) -> Any:
+    global _is_saving
     try:
+        _is_saving = True
         return explanation.save(*arguments, **options)
     except OF_ONE_IMAGE as error:
         return _Failure(error)
+    except _Ended:
+        os._exit(1)
+    finally:
+        _is_saving = False
 
 
 def _begin() -> None:
@@ -134,9 +151,16 @@ def _begin() -> None:
     import patchconvnet.explanation.figures  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end(*_: Any) -> None:
+    if _is_saving:
+        raise _Ended
+    os._exit(1)
 
 
 def _end_with(parent: Any) -> None:

@@ -316,20 +316,33 @@ def _refined(
 
     maps: np.ndarray = np.zeros(())
     asked = tuple(sorted(set(plain.classes.flatten().tolist())))
-    for down in shifts[0]:
-        for right in shifts[1]:
-            shifted = padded[:, :, border[1] + down :, border[0] + right :][:, :, :height, :width]
-            for flipped in (False, True):
-                seen = forward_with_maps(model, shifted.flip(-1) if flipped else shifted, asked, top=0)
-                at = grid.mirrored(width) if flipped else grid
-                both = torch.cat([seen.attention, seen.evidence_of(plain.classes)], 1)
-                values = _numpy(both.flip(-1) if flipped else both)
-                # each patch's share goes to refine² finer ones, and there are 2·refine² passes
-                maps = maps + resample(values, at.moved(down, right), fine) / (2 * refine**4)
+    passes = [(down, right, flipped) for down in shifts[0] for right in shifts[1] for flipped in (False, True)]
+    together = max(1, batch_size_for(height, width) // len(inputs))
+    for chunk in (passes[k : k + together] for k in range(0, len(passes), together)):
+        shifted = [
+            padded[:, :, border[1] + y : border[1] + y + height, border[0] + x :][..., :width] for y, x, _ in chunk
+        ]
+        turned = [image.flip(-1) if flipped else image for image, (*_, flipped) in zip(shifted, chunk, strict=True)]
+        seen = forward_with_maps(model, torch.cat(turned), asked, top=0)
+        both = torch.cat([seen.attention, seen.evidence_of(plain.classes.repeat(len(chunk), 1))], 1)
+        for values, (down, right, flipped) in zip(both.split(len(inputs)), chunk, strict=True):
+            at = grid.mirrored(width) if flipped else grid
+            placed = resample(_numpy(values.flip(-1) if flipped else values), at.moved(down, right), fine)
+            # each patch's share goes to refine² finer ones, and there are 2·refine² passes
+            maps = maps + placed / (2 * refine**4)
     attention, evidence = np.split(maps.astype(np.float32), [plain.attention.shape[1]], axis=1)
     # interpolation changes sums a little at the borders; attention keeps the plain pass's, so that it is a share still
     attention *= _numpy(plain.attention).sum((2, 3), keepdims=True) / attention.sum((2, 3), keepdims=True)
     return fine, attention, evidence
+
+
+BATCH_PIXELS = 16 * 224 * 224  # of a batch's network inputs: beyond, more images at a time are not faster on a CPU
+MOST_IN_BATCH = 32
+
+
+def batch_size_for(height: int, width: int) -> int:
+    """How many network inputs of that size are answered at a time, where nobody says how many."""
+    return min(max(BATCH_PIXELS // (height * width), 1), MOST_IN_BATCH)
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

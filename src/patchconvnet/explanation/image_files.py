@@ -14,18 +14,11 @@ import torch
 from torch import nn
 
 from patchconvnet.errors import OF_ONE_IMAGE
-from patchconvnet.explanation.explainer import Opened, Question, answer, open_image
+from patchconvnet.explanation.explainer import Opened, Question, answer, batch_size_for, open_image
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.hardware import Threads
 
-BATCH_PIXELS = 16 * 224 * 224  # of a batch's network inputs: beyond, more images at a time are not faster on a CPU
-MOST_IN_BATCH = 32
 MOST_HELD = 64_000_000  # pixels of images as they were, decoded and waiting: 192 MB
-
-
-def batch_size_for(height: int, width: int) -> int:
-    """How many network inputs of that size are answered at a time."""
-    return min(max(BATCH_PIXELS // (height * width), 1), MOST_IN_BATCH)
 
 
 def explain_files(

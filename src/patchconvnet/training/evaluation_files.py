@@ -1,9 +1,6 @@
 """What an evaluation leaves behind: figures as JSON, tables as CSV, the confusion matrix as an image."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from patchconvnet.errors import UserError
-from patchconvnet.files import write_atomic
+from patchconvnet.files import write_atomic, write_text
 from patchconvnet.training.evaluation import Evaluation
-from patchconvnet.training.run_folder import write_text
+from patchconvnet.training.tables import as_csv
 
-MAX_COLUMNS = 100  # classes with a column of probabilities
 MAX_WRITTEN_CLASSES = 30  # above that, names and counts in the image's cells cannot be read
 
 
@@ -36,8 +32,8 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
     rows = evaluation.per_class()
     contents = {
         "evaluation.json": json.dumps({**origin, **evaluation.to_dict(), "classes": rows}, indent=2) + "\n",
-        "per_class.csv": _csv([list(rows[0]), *(list(row.values()) for row in rows)]),
-        "confusion.csv": _csv(
+        "per_class.csv": as_csv([list(rows[0]), *(list(row.values()) for row in rows)]),
+        "confusion.csv": as_csv(
             [
                 ["true \\ predicted", *names],
                 *([n, *c] for n, c in zip(names, evaluation.confusion.tolist(), strict=True)),
@@ -52,27 +48,6 @@ def save_evaluation(evaluation: Evaluation, folder: Path, origin: dict[str, Any]
     except OSError as error:
         raise UserError(f"cannot write {image}: {error.strerror or error}") from error
     return [folder / name for name in contents] + [image]
-
-
-def predictions_csv(
-    paths: Sequence[str], class_names: Sequence[str], probabilities: np.ndarray, labels: Sequence[int] | None = None
-) -> str:
-    """A table of images: path, true class where it is known, predicted class, its probability, and those of all.
-
-    Args:
-        paths: one for each of N images.
-        class_names: K names; with more than `MAX_COLUMNS` the last columns are left out.
-        probabilities: (N, K).
-        labels: N indices of true classes.
-    """
-    shown = class_names if len(class_names) <= MAX_COLUMNS else ()
-    rows: list[list[Any]] = [["path", *(["true class"] if labels is not None else []), "class", "probability", *shown]]
-    for i, (path, row) in enumerate(zip(paths, probabilities, strict=True)):
-        best = int(row.argmax())
-        true = [] if labels is None else [class_names[labels[i]]]
-        shares = [f"{share:.6g}" for share in (row[best], *(row if shown else ()))]
-        rows.append([path, *true, class_names[best], *shares])
-    return _csv(rows)
 
 
 def confusion_figure(evaluation: Evaluation) -> Figure:
@@ -98,9 +73,3 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
                 axes.text(column, row, f"{count}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     return figure
-
-
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in rows)
-    return text.getvalue()

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from patchconvnet.errors import UserError, first_line
-from patchconvnet.files import aside, write_atomic
+from patchconvnet.files import aside, write_atomic, write_text
 from patchconvnet.models.weights import in_present_words
 from patchconvnet.training.recipe import Recipe, read_recipe, read_yaml
 
@@ -292,19 +292,6 @@ class RunFolder:
         if not self.checkpoint.is_file():
             for folder in (self.attention, self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file aside, then rename it.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
