@@ -100,3 +100,17 @@ def test_an_unreadable_image_among_many_is_named(file: Path, tmp_path: Path) -> 
         OnnxModel(file).explain([photographs()[0], tmp_path / "bad.png"])
     with pytest.raises(UserError, match="unknown class 'dogg'; did you mean 'dog'"):
         OnnxModel(file).explain(photographs()[0], target="dogg")
+
+
+def test_a_file_that_preprocesses_inside_takes_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "inside.onnx"
+    export_onnx(load("cifar10"), path, preprocessing="inside", images=photographs())
+    model = OnnxModel(path)
+    prepared, geometry = model.prepare(photographs()[0])
+    assert (prepared.dtype, prepared.shape, geometry.image) == (np.uint8, (120, 90, 3), (120, 90))
+    for ours, theirs in zip(model.explain(photographs()), explain(load("cifar10"), photographs()), strict=True):
+        np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(ours.evidence, theirs.evidence, rtol=0, atol=TOLERANCE)
+        assert (ours.grid, ours.geometry) == (theirs.grid, theirs.geometry)
+    with pytest.raises(UserError, match="export it again with --size 64x64"):
+        model.explain(photographs(), size=64)

@@ -17,6 +17,7 @@ def export(
     to: Literal["onnx"] = "onnx",
     weights: Path | None = None,
     size: Size = None,
+    preprocessing: Literal["outside", "inside"] = "outside",
     batch: int | Literal["dynamic"] = "dynamic",
     evidence: str = "auto",
     images: list[str] | None = None,
@@ -35,6 +36,7 @@ def export(
         to: onnx.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         size: the network input, such as 96 or 64x48 (height x width); by default the model's own.
+        preprocessing: outside takes normalised images; inside takes uint8 images of any size, which the file resizes.
         batch: images at a time, or dynamic for any number.
         evidence: auto, all, none, or for how many of the likeliest classes where evidence is of first order.
         images: image files, folders or patterns to check the file on; by default made images.
@@ -53,7 +55,7 @@ def export(
     chosen: list[Image.Image] = [read_image(path) for path in find_images(images)[:8]] if images else []
     network, _ = load_model(model, weights, "cpu")
     about = export_onnx(
-        network, out, name=model, size=size, batch=None if batch == "dynamic" else batch,
+        network, out, name=model, size=size, preprocessing=preprocessing, batch=None if batch == "dynamic" else batch,
         evidence=evidence, images=chosen,
     )  # fmt: skip
     console = Console(highlight=False, markup=False, soft_wrap=True)

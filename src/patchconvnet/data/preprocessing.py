@@ -132,7 +132,7 @@ class Preprocessing:
                 f"given images of type {images.dtype} and shape {tuple(images.shape)}; needed are uint8 values of "
                 f"shape (batch, {self.channels}, height, width)."
             )
-        geometry = self._checked_geometry(*images.shape[-2:])
+        geometry = self.checked_geometry(*images.shape[-2:])
         # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
         values = images.contiguous().to(torch.float32).div_(255)
         if geometry.resized != geometry.image:
@@ -160,7 +160,7 @@ class Preprocessing:
             UserError: as for a call.
         """
         values = pixel_array(image, self.channels)
-        geometry = self._checked_geometry(*values.shape[1:])
+        geometry = self.checked_geometry(*values.shape[1:])
         values = values.astype(np.float32, order="C") / np.float32(255)
         if geometry.resized != geometry.image:
             values = resize(values, geometry.resized, self.interpolation, self.antialias)
@@ -176,7 +176,12 @@ class Preprocessing:
             values = values[:, top : top + height, left : left + width]
         return np.ascontiguousarray((values - mean) / std)
 
-    def _checked_geometry(self, height: int, width: int) -> Geometry:
+    def checked_geometry(self, height: int, width: int) -> Geometry:
+        """As `geometry`.
+
+        Raises:
+            UserError: the image is so long and thin that it would be resized beyond `MOST_RESIZED` pixels.
+        """
         geometry = self.geometry(height, width)
         if math.prod(geometry.resized) > MOST_RESIZED:
             raise UserError(

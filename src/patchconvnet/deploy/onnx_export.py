@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.models.classifier import AttentionClassifier
 
+Where = Literal["outside", "inside"]
 OPSET = 20
 LARGEST = 2**31 - 2**20  # bytes of an ONNX file, which is one protobuf message
 
@@ -36,6 +37,7 @@ def export_onnx(
     *,
     name: str = "",
     size: int | tuple[int, int] | None = None,
+    preprocessing: Where = "outside",
     batch: int | None = None,
     evidence: str | int = "auto",
     images: Sequence[Image.Image] = (),
@@ -48,6 +50,8 @@ def export_onnx(
         name: what the model is called.
         size: the network input, (height, width) or one number for a square; by default the model's own. Others can be
             given to the file too, where the network takes them.
+        preprocessing: "outside": the file takes normalised images; "inside": it takes uint8 pixels of any size, and
+            its network input has the one size.
         batch: images at a time; None for any number.
         evidence: for how many classes: see `patchconvnet.deploy.exportable.evidence_count`.
         images: to compare the file with the network on; by default made ones.
@@ -70,9 +74,15 @@ def export_onnx(
             f"{model.patch_size} pixels; give at least that"
         )
     answers = Answers(model.float(), count)
-    program, sides = _followed(answers, settings.size, batch)
+    inside = preprocessing == "inside"
+    program, sides = _followed(answers, settings.size, batch, any_size=not inside)
     proto = _as_onnx(program, answers)
     about = describe(model, name, settings, answers, sides, batch)
+    if inside:
+        from patchconvnet.deploy.preprocessing_graph import put_in_front
+
+        put_in_front(proto, settings, batch)
+        about = replace(about, input="pixels")
     return _write(proto, out, about, answers, images)
 
 
@@ -111,13 +121,15 @@ def describe(
     )
 
 
-def _followed(answers: Answers, size: tuple[int, int], batch: int | None) -> tuple[ExportedProgram, tuple[Side, Side]]:
+def _followed(
+    answers: Answers, size: tuple[int, int], batch: int | None, *, any_size: bool
+) -> tuple[ExportedProgram, tuple[Side, Side]]:
     """The network as torch.export follows it, for inputs of as many sizes as it can, and which they are."""
     patch = answers.model.patch_size
     image = torch.rand(batch or 2, answers.model.in_chans, *size)  # a batch of 1 would silently stay 1
     batches = {} if batch else {0: Dim("batch", min=1)}
     ways: list[tuple[Any, Side]] = []
-    if answers.follows_any_size and min(size) >= 2 * patch:
+    if any_size and answers.follows_any_size and min(size) >= 2 * patch:
         ways.append(((Dim("height", min=2 * patch), Dim("width", min=2 * patch)), Side(patch)))
         if size[0] % patch == 0 and size[1] % patch == 0:
             ways.append(((patch * Dim("rows", min=2), patch * Dim("columns", min=2)), Side(patch, step=patch)))

@@ -263,7 +263,7 @@ class OnnxModel:
             if preprocessing.channels == 1:
                 rgb = rgb.convert("L")
             array = np.array(rgb).reshape(rgb.height, rgb.width, preprocessing.channels)
-            return array, preprocessing.geometry(rgb.height, rgb.width)
+            return array, preprocessing.checked_geometry(rgb.height, rgb.width)
         if isinstance(image, np.ndarray):
             image = to_image(image)
         return preprocessing.array(image), preprocessing.geometry(image.height, image.width)
