@@ -4,11 +4,15 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from small_runs import MICRO, checkpoint, kept, micro, run
 
-from patchconvnet import load
+from patchconvnet import load, train
+from patchconvnet.cli import main
 from patchconvnet.errors import UserError
 from patchconvnet.training.probing import class_weights
 from patchconvnet.training.recipe import ProbeOptions, read_recipe
@@ -78,3 +82,41 @@ def test_the_shipped_recipe_finetunes() -> None:
     recipe = read_recipe("finetune")
     assert (recipe.method, recipe.model.name) == ("finetune", "imagenet")
     assert recipe.optimization.freeze_batch_norm
+
+
+def long_images(folder: Path) -> Path:
+    """Images three times as wide as high, whose class is the colour of their right end, outside of a centre crop."""
+    generator = np.random.default_rng(0)
+    for name, colour in (("blue", (30, 30, 220)), ("red", (220, 30, 30))):
+        (folder / name).mkdir(parents=True)
+        for k in range(40):
+            values = generator.integers(90, 166, (32, 96, 3), dtype=np.uint8)
+            values[:, 64:] = colour
+            Image.fromarray(values).save(folder / name / f"{k}.png")
+    return folder
+
+
+def test_what_a_crop_cuts_off_a_letterbox_sees(tmp_path: Path) -> None:
+    data = {"name": f"folder:{long_images(tmp_path / 'images')}", "validation": 0.25, "test": 0.25}
+    gently = replace(FINETUNE.optimization, freeze_batch_norm=True, learning_rate=1e-4)
+    top1 = {}
+    for resize in ("crop", "letterbox"):
+        changes = {"data": data, "preprocessing": {"size": [32, 32], "resize": resize}, "batch_size": 8}
+        best = train(replace(FINETUNE, epochs=1, optimization=gently), tmp_path / resize, **changes)
+        network = load(best)
+        assert network.preprocessing["resize"] == resize
+        top1[resize] = network.metadata.metrics["test"]["top1"]
+    assert top1["letterbox"] == 1
+    assert top1["crop"] < 0.85
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+def test_another_resize_needs_no_crop_ratio(resize: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in ("finetune", "probe"):
+        assert read_recipe(recipe, {"preprocessing.resize": resize}).preprocessing.crop_ratio == 1
+        assert main(["train", "--recipe", recipe, "--preprocessing.resize", resize, "--print_config"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert (printed["preprocessing"]["resize"], printed["preprocessing"]["crop_ratio"]) == (resize, 1.0)
+    with pytest.raises(UserError, match="has no meaning with resize"):
+        read_recipe("finetune", {"preprocessing.resize": resize, "preprocessing.crop_ratio": 0.9})
+    assert read_recipe("finetune").preprocessing.crop_ratio == 0.875

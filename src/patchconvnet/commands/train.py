@@ -31,6 +31,7 @@ def train(
     """Train a network on a folder of images, one folder a class; a recipe is chosen to fit them.
 
       patchconvnet train my_images
+      patchconvnet train my_images --preprocessing.resize letterbox
 
     Or start from a recipe and change any field of it:
 
@@ -80,6 +81,8 @@ def run(words: Sequence[str]) -> int:
         folder, *words = words
         chosen = _for_folder(folder)
     words = [*chosen, *parser.normalised(words)]
+    if _says(words, "preprocessing.resize", "stretch", "letterbox") and not _says(words, "preprocessing.crop_ratio"):
+        words.append("--preprocessing.crop_ratio=1.0")  # the recipe's own has no meaning then
     own = [word for word in words if word.startswith("--recipe=")]
     values = parser.parse_args([*(own or _recipe_of_run(words)), *(word for word in words if word not in own)])
     if values.out is None and values.resume != "no":
@@ -91,6 +94,12 @@ def run(words: Sequence[str]) -> int:
         out=values.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
         **{name: values[name] for name in ("resume", "device", "device_count", "nodes", "strategy", "threads")},
     )
+
+
+def _says(words: Sequence[str], name: str, *values: str) -> bool:
+    """Whether an option is among the words, with one of some values."""
+    given = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
+    return bool(given) and (not values or given[-1] in values)
 
 
 def _for_folder(folder: str) -> list[str]:

@@ -345,6 +345,8 @@ def read_recipe(source: str | os.PathLike[str] | Recipe, changes: Mapping[str, A
     """
     parser: ArgumentParser = recipe_parser(exit_on_error=False)
     asked = _by_field(changes or {})
+    if asked.get("preprocessing.resize", "crop") != "crop":
+        asked.setdefault("preprocessing.crop_ratio", 1.0)  # a recipe's own has no meaning then
     try:
         if isinstance(source, Recipe):
             values = parser.parse_object(source.to_dict())
