@@ -1,4 +1,4 @@
-"""Expected calibration error on images that a model has not learned, before temperature scaling and with its temperature.
+"""Expected calibration error on images that a model has not learned, at temperature 1 and at its own temperature.
 
     python benchmarks/calibration.py --data folder:my_pictures runs/mine runs/other
 
