@@ -1,5 +1,6 @@
 """The front door: what people type, in fresh interpreters where importing matters."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from PIL import Image
 
 import patchconvnet
 from patchconvnet import PatchConvNet, UserError, audit, evaluate, load, train
+from patchconvnet.commands import audit as audit_command
+from patchconvnet.commands import evaluate as evaluate_command
+from patchconvnet.commands.sources import ModelAndData
 from patchconvnet.data import datasets
 from patchconvnet.models import Metadata
 
@@ -108,6 +112,29 @@ def test_evaluate_takes_networks_and_loaded_data(model: PatchConvNet) -> None:
     assert evaluate(model, digits, split="validation", batch_size=7, device="cpu").count == len(
         digits.require("validation")
     )
+
+
+@pytest.mark.parametrize("name", ["evaluate", "audit"])
+def test_functions_and_commands_have_the_same_defaults(name: str) -> None:
+    function = inspect.signature({"evaluate": evaluate, "audit": audit}[name]).parameters
+    of_command = {"evaluate": evaluate_command.evaluate, "audit": audit_command.audit}[name]
+    command = {**inspect.signature(of_command).parameters, **inspect.signature(ModelAndData).parameters}
+    # a model in Python is where it is, and writes files when asked to; progress bars are a terminal's
+    shared = function.keys() & command.keys() - {"model", "data", "device", "out"}
+    assert shared >= {"split", "root", "validation", "test", "data_seed", "strict", "size"}
+    assert {key: str(function[key].default) for key in shared} == {key: str(command[key].default) for key in shared}
+    assert function["split"].default == "auto"
+
+
+def test_a_folder_that_the_model_never_saw_is_measured_as_a_whole(images: Path, tmp_path: Path, capsys) -> None:
+    model = PatchConvNet(stem_filters=8, stem_stride=1, num_classes=2, **TINY)
+    model.metadata = Metadata(class_names=["cat", "dog"], preprocessing={"size": [16, 16]})
+    model.save_pretrained(tmp_path / "model")
+    assert evaluate(tmp_path / "model", images).count == 20
+    words = ["--model", str(tmp_path / "model"), "--data", f"folder:{images}", "--out", str(tmp_path / "out")]
+    assert evaluate_command.run(words) == 0
+    assert "all 20 images count" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["split"] == "all"
 
 
 @pytest.mark.parametrize(

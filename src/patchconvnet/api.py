@@ -229,10 +229,9 @@ def _split(
     provenance = getattr(getattr(network, "metadata", None), "provenance", None) or {}
     if isinstance(data, str | os.PathLike):
         name = data if isinstance(data, str) else f"folder:{os.fspath(data)}"
-        loaded = load_held_out(
+        loaded, name_of_split = load_held_out(
             name, split, provenance, root=root, strict=strict, show_progress=_shown(None), **division
         )
-        name_of_split = chosen_split(loaded, split, provenance, root=root)
         return loaded.require(name_of_split), loaded.name, name_of_split
     if given := [name for name, value in division.items() if value is not None]:
         raise UserError(f"this data set is loaded already, so it can't be divided again by {', '.join(given)}.")

@@ -40,7 +40,7 @@ def _warnings_are_errors():
 def test_the_division_of_the_training_is_repeated() -> None:
     options = {"validation": 0.0, "test": 1500, "seed": 7}
     trained = datasets.load("digits", **options)
-    again = load_held_out("digits", "test", provenance(trained, "digits", **options))
+    again, _ = load_held_out("digits", "test", provenance(trained, "digits", **options))
     assert torch.equal(again.require("test").images, trained.require("test").images)
     assert again.validation is None
 
@@ -60,7 +60,7 @@ def test_a_folder_is_known_by_its_place_and_by_its_images(pets: Path, monkeypatc
     about = provenance(datasets.load(f"folder:{pets}", **options), "folder:pets", **options)
     monkeypatch.chdir(pets.parent)
     for name, root in (("folder:pets", None), (f"folder:{pets}", None), ("folder:pets", pets.parent)):
-        assert len(load_held_out(name, "test", about, root=root).require("test")) == 10
+        assert len(load_held_out(name, "test", about, root=root)[0].require("test")) == 10
     moved = pets.rename(pets.parent / "moved")
     with pytest.warns(UserWarning, match="divided otherwise"):
         load_held_out(f"folder:{moved}", "test", about)

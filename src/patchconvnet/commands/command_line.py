@@ -9,14 +9,16 @@ import json
 import re
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from patchconvnet.errors import UserError
 
+T = TypeVar("T")
 SWITCH_VALUES = ("true", "false", "yes", "no")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
@@ -89,6 +91,8 @@ class CommandLine(ArgumentParser):
         hint = getattr(action, "_typehint", None)
         if action and given and hint:
             self._complain(f"{self._shown(action)}: expected {expected(hint)}, not {given[1]}", ex)
+        if action and hint and "integer string conversion" in message:  # Python's limit of 4,300 digits
+            self._complain(f"{self._shown(action)}: expected {expected(hint)} of fewer digits", ex)
         if missing := re.search(r"arguments are required: (.+)", message):
             names = [name.strip() for name in missing[1].rstrip(".").split(",")]
             options = {a.dest: self._shown(a) for a in self._actions}
@@ -159,6 +163,11 @@ class CommandLine(ArgumentParser):
         known = {_key(name): name for name in self._option_string_actions if name.startswith("--")}
         close = difflib.get_close_matches(_key(typed), known, n=1)
         self._complain(f"unknown option {typed}." + (f" Did you mean {known[close[0]]}?" if close else ""))
+
+
+def taken(kind: type[T], values: dict[str, Any]) -> T:
+    """Take a dataclass's fields out of what was parsed, and make one of them."""
+    return kind(**{field.name: values.pop(field.name) for field in fields(cast(Any, kind))})
 
 
 def expected(hint: Any) -> str:

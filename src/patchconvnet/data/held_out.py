@@ -25,7 +25,7 @@ def load_held_out(
     seed: int | None = None,
     strict: bool = False,
     show_progress: bool = False,
-) -> DataSplits:
+) -> tuple[DataSplits, SplitName]:
     """A data set for measuring a trained model: divided as its training divided it, if it was trained on this data.
 
     Args:
@@ -34,6 +34,9 @@ def load_held_out(
         provenance: the model's `metadata.provenance`; empty where nothing is known.
         validation, test, seed: how to divide it instead; a `test` of 1 makes all images the test split.
         root, strict, show_progress: as for `datasets.load`.
+
+    Returns:
+        The data set, and the name of the split to measure on.
 
     Warns:
         UserWarning: as `warn_if_learned`.
@@ -57,9 +60,11 @@ def load_held_out(
     )
     if everything:
         warn_if_learned(data, "all", provenance, root=root)
-        return replace(data, train=None, validation=None, test=data.require("all"), drawn=False)
-    warn_if_learned(data, chosen_split(data, split, provenance, root=root), provenance, root=root)
-    return data
+        data = replace(data, train=None, validation=None, test=data.require("all"), drawn=False)
+        return data, chosen_split(data, split, provenance, root=root)
+    chosen = chosen_split(data, split, provenance, root=root)
+    warn_if_learned(data, chosen, provenance, root=root)
+    return data, chosen
 
 
 def chosen_split(
