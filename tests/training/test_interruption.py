@@ -118,7 +118,7 @@ def test_killed_before_every_single_file(tmp_path: Path) -> None:
     untouched = run(recipe, tmp_path / "untouched")
     before = 1
     while exit_code_of_dying(recipe, folder := tmp_path / str(before), before) == DEAD:
-        assert len(leftovers(folder)) == 1
+        assert 1 <= len(leftovers(folder)) <= 2  # a model folder's files are both there before one is renamed
         run(recipe, folder, resume="auto")
         assert_same_run(folder, untouched)
         assert len(step_losses(folder)) >= 18
