@@ -27,6 +27,7 @@ from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.models import AttentionPooled, AttentionPooledConfig, Metadata, load
 from patchconvnet.models.backbones import UnrolledConv
+from patchconvnet.models.fused import FusedConv, _has_onednn, fuse_convolutions
 from patchconvnet.models.timm_models import takes
 
 K = 5
@@ -442,6 +443,41 @@ def test_a_fused_copy_answers_alike(name: str) -> None:
     assert norms[1] < norms[0] or not norms[0]
     if name in ("resnet10t", "efficientnet_lite0"):
         assert norms[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_copys_convolutions_are_onednns_with_their_activation(dtype: torch.dtype) -> None:
+    fused = with_attention_pooling("tf_efficientnet_lite0", pretrained=False).eval().fuse(dtype)
+    if not _has_onednn(torch.zeros(1, dtype=dtype)):
+        pytest.skip(f"oneDNN cannot be called in {dtype} here")
+    assert not any(isinstance(module, nn.Conv2d) for module in fused.modules())
+    acts = [module.act for module in fused.modules() if isinstance(module, FusedConv)]
+    assert sum(isinstance(act, nn.ReLU6) for act in acts) == 33
+    assert acts.count(None) == 16  # each block's last
+    for refuse in (lambda: copy.deepcopy(fused), fused.double):
+        with pytest.raises(UserError, match=r"can't be (copied|moved)"):
+            refuse()
+    with pytest.raises(UserError, match="no gradients"):
+        fused(make_image(fused).requires_grad_())
+
+
+def test_an_activation_is_not_fused_with_a_convolution_whose_output_goes_elsewhere_too() -> None:
+    class Both(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU(inplace)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            before = self.conv(image)
+            return before + self.act(before.clone() if self.act.inplace else before)
+
+    image = torch.randn(2, 3, 8, 8)
+    for network in (Both(inplace=False), Both(inplace=True)):
+        with torch.no_grad():
+            expected = network(image)
+            fuse_convolutions(network, torch.float32, functools.partial(network, image))
+            close(network(image), expected, 1e-5)
+            assert isinstance(network.act, nn.ReLU)
 
 
 def test_what_a_fused_copy_refuses(tmp_path: Path) -> None:

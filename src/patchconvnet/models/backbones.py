@@ -27,6 +27,7 @@ from patchconvnet.hardware import fastest_dtype
 from patchconvnet.models import checkpoints, timm_models
 from patchconvnet.models.classifier import AttentionClassifier, check_config, check_image, is_checking
 from patchconvnet.models.folding import convert_matrices, fold_batch_norms
+from patchconvnet.models.fused import fuse_convolutions
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.patch_centres import Reduction, follow, noting_reductions, pair
@@ -390,7 +391,8 @@ class AttentionPooled(AttentionClassifier):
     def fuse(self, dtype: torch.dtype | Literal["auto"] | None = None) -> "FusedAttentionPooled":
         """A copy for inference: the same answers, faster. This network stays as it is.
 
-        Batch norms go into the convolutions in front of them, and on a CPU memory is channels-last.
+        Batch norms go into the convolutions in front of them, and on a CPU memory is channels-last and convolutions are
+        oneDNN's with their activation, of which no gradient is known.
 
         Args:
             dtype: number format of the backbone's convolutions and matrices, by autocast. None keeps the weights' own,
@@ -446,15 +448,18 @@ class FusedAttentionPooled(AttentionPooled):
             raise UserError(f"a network can't be fused to {self.dtype}; use a floating point format, 'auto' or None")
         self.requires_grad_(False)
         with torch.no_grad():
-            image = _noise(self.in_chans, self.probed_size, like)
+            image = _noise(self.in_chans, self.probed_size, like).contiguous(memory_format=torch.channels_last)
             fold_batch_norms(self.backbone, lambda: AttentionPooled._map(self, image))
+            self.to(memory_format=torch.channels_last)
+            fuse_convolutions(self.backbone, self.dtype, lambda: AttentionPooled._map(self, image))
             if self.dtype != like.dtype:
-                convert_matrices(self.backbone, self.dtype, lambda: AttentionPooled._map(self, image))
-        self.to(memory_format=torch.channels_last)
+                convert_matrices(self.backbone, self.dtype, lambda: FusedAttentionPooled._map(self, image))
 
     def _map(self, image: Tensor) -> Tensor:
+        if image.requires_grad and torch.is_grad_enabled():
+            raise UserError("a fused network gives no gradients; ask the network that it was made from")
         features = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != image.dtype):
+        with torch.no_grad(), torch.autocast(image.device.type, self.dtype, enabled=self.dtype != image.dtype):
             features = super()._map(features)
         return features.to(image.dtype)
 
