@@ -1,6 +1,7 @@
 """The cost of an audit, counted and measured; and what is said of its progress, on a terminal and without one."""
 
 import io
+import threading
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from patchconvnet.faithfulness import progress as progress_module
 from patchconvnet.faithfulness.baselines import METHODS
 from patchconvnet.faithfulness.metrics import METRICS
+from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.progress import Cost, Progress, duration, estimated_cost, seconds_of_a_pass
 from patchconvnet.faithfulness.settings import AuditSettings
 
@@ -21,9 +23,11 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.images = 0
+        self.lock = threading.Lock()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.images += len(images)
+        with self.lock:
+            self.images += len(images)
         return images.mean((2, 3))
 
 
@@ -35,7 +39,7 @@ def test_the_cost_is_the_number_of_passes(name, measures):
         methods=(name,), robustness_methods=(name,), measures=measures, rise_masks=8, steps=4, forward_batch=16
     )
     metrics = [METRICS[measure] for measure in measures]
-    cost = estimated_cost(1.0, (8, 8), settings, [METHODS[name]], metrics)
+    cost = estimated_cost(1.0, 1.0, (8, 8), settings, [METHODS[name]], metrics)
     model = Counting()
     images, classes = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, dtype=torch.int64)
     from patchconvnet.faithfulness.metrics import Case
@@ -46,8 +50,13 @@ def test_the_cost_is_the_number_of_passes(name, measures):
     else:
         attribution = METHODS[name](model, images, classes, settings.options)
         maps = attribution.pixels((8, 8))
-        case = Case(model, METHODS[name], images, classes, settings.options, 4, attribution, maps, [])
+        ends = Ends(model, images, 16)
+        case = Case(model, METHODS[name], images, classes, settings.options, 4, attribution, maps, [], ends=ends)
         expected = cost.maps[name]
+        counted = model.images
+        assert len(ends.original) == len(ends.blurred) == len(ends.removed) == 2  # once for all methods
+        assert model.images == counted + 2 + 2 + 1
+        model.images = counted
     for metric in metrics:
         metric.compute(case)
     assert model.images == pytest.approx(2 * expected, abs=0.1)
@@ -57,9 +66,9 @@ def test_the_seconds_of_a_pass_are_measured():
     class Sleepy(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             time.sleep(0.02)
-            return images
+            return images[:, :, 0, 0]
 
-    assert seconds_of_a_pass(Sleepy(), torch.zeros(4, 1)) == pytest.approx(0.005, rel=0.5)
+    assert seconds_of_a_pass(Sleepy(), torch.zeros(4, 1, 1, 1)) == pytest.approx(0.005, rel=0.5)
 
 
 def test_costs_add_up():
@@ -104,6 +113,32 @@ def test_without_a_terminal_there_is_a_line_at_least_every_ten_seconds(monkeypat
             now[0] += 1
             progress.advance(1.0)
     assert len(stream.getvalue().splitlines()) == 1 + 6
+
+
+def test_without_a_terminal_there_are_lines_while_one_thing_takes_long(monkeypatch):
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_LINES", 0.05)
+    stream = io.StringIO()
+    with Progress(True, Cost(), 100.0, Console(file=stream, width=100)) as progress:
+        progress.advance(50.0)
+        progress.at("maps: RISE")
+        before = len(stream.getvalue().splitlines())
+        time.sleep(0.5)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= before + 3
+    assert lines[-1].startswith(" 50%  maps: RISE, ")
+
+
+def test_the_time_left_goes_down_while_one_thing_takes_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with Progress(False, Cost(), 100.0) as progress:
+        now[0] = 20.0
+        progress.advance(50.0)
+        assert progress.seconds_left == 20
+        now[0] = 26.0
+        assert progress.seconds_left == 14
+        now[0] = 50.0
+        assert progress.seconds_left == 0
 
 
 def test_the_time_left_is_known_from_the_start():

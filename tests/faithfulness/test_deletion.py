@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from patchconvnet import UserError
-from patchconvnet.faithfulness.metrics.deletion import BLUR_KERNEL, BLUR_SIGMA, blurred, deletion, insertion
+from patchconvnet.faithfulness.metrics.deletion import deletion, insertion
+from patchconvnet.faithfulness.metrics.ends import BLUR_KERNEL, BLUR_SIGMA, blurred
 from patchconvnet.faithfulness.metrics.road import road
 
 HEIGHT, WIDTH, CLASSES = 12, 16, 5

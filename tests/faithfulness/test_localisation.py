@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from patchconvnet import UserError
@@ -132,3 +133,18 @@ def test_pixel_average_precision_is_scikit_learns():
     assert pixel_average_precision(pixel_histograms(nothing, objects).numpy()) == pytest.approx(
         float(objects.float().mean())
     )
+
+
+@pytest.mark.parametrize("power", [1, 3, 9])
+def test_of_many_parts_the_best_box_is_found_all_the_same(power):
+    """Noise has thousands of parts above a threshold, of which only those large enough are looked at."""
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((60, 80)) ** power
+    boxes = np.array([[10, 20, 50, 45], [60, 3, 66, 9]], dtype=np.float64)
+    scaled = (values - values.min()) / (values.max() - values.min())
+    expected = []
+    for i in range(THRESHOLDS):
+        parts, _ = ndimage.label(scaled > i / THRESHOLDS, np.ones((3, 3)))
+        found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
+        expected.append(overlaps(np.array(found, dtype=np.float64), boxes).max())
+    np.testing.assert_allclose(box_overlaps(values, boxes), expected, atol=1e-12)

@@ -41,6 +41,9 @@ def audit(
         network, images, out, settings, boxes=boxes, masks=masks, preprocessing=preprocessing, device=device,
         name=subject.model, data_name=f"{data_name}, {split}",
     )  # fmt: skip
+    if settings.quick and (errors := result.summary.usual_errors()):
+        told = ", ".join(f"{title} {error:.2g}" for title, error in errors.items())
+        print(f"usual standard errors with {result.summary.images} images: {told}; four times as many halve them")
     for path in result.files:
         print(path)
     return 0

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from patchconvnet.faithfulness.methods import (
     frozen,
     generator_of,
 )
+from patchconvnet.faithfulness.passes import for_each, images_at_once, probabilities
 
 RISE_CELLS = 7  # a side of its masks before they are enlarged, and the share of cells that are kept: as in the paper
 RISE_KEPT = 0.5
@@ -141,34 +143,34 @@ def _integrated_gradients(
     model: nn.Module, images: Tensor, classes: Tensor, options: AttributionOptions
 ) -> Attribution:
     method = _imported("captum.attr").IntegratedGradients(model)
-    black = torch.zeros_like(images)
+    black = torch.zeros_like(images[:1])
+    at_once = images_at_once(images, options.forward_batch)
     maps = []
     with frozen(model):
-        for k in classes.unbind(1):
-            shares = method.attribute(
-                images,
-                black,
-                k,
-                n_steps=options.gradient_steps,
-                internal_batch_size=max(options.forward_batch, len(images)),
-            )
-            maps.append(shares.sum(1).detach().to(images))
+        for part, asked in zip(images.split(at_once), classes.split(at_once), strict=True):
+            shares = [
+                method.attribute(part, black, k, n_steps=options.gradient_steps, internal_batch_size=at_once).sum(1)
+                for k in asked.unbind(1)
+            ]
+            maps.append(torch.stack(shares, 1).detach().to(images))
         with torch.no_grad():
-            total = (model(images) - model(black[:1])).gather(1, classes)
-    return Attribution(torch.stack(maps, 1), _pixel_grid(images), total)
+            total = (model(images) - model(black)).gather(1, classes)
+    return Attribution(torch.cat(maps), _pixel_grid(images), total)
 
 
-@torch.no_grad()
 def _rise(model: nn.Module, images: Tensor, classes: Tensor, options: AttributionOptions) -> Attribution:
     masks = rise_masks(options.rise_masks, (images.shape[-2], images.shape[-1]), options.seed).to(images)  # (N, H, W)
+    parts = masks.split(images_at_once(images, options.forward_batch))
+
+    def asked(image: Tensor, wanted: Tensor, part: Tensor) -> Tensor:
+        return probabilities(model, image * part[:, None])[:, wanted]  # (n, T)
+
     maps = []
     with frozen(model):
         for image, wanted in zip(images, classes, strict=True):
-            values = image.new_zeros(len(wanted), *image.shape[1:])
-            for part in masks.split(options.forward_batch):
-                probabilities = model(image * part[:, None]).softmax(1)[:, wanted]  # (n, T)
-                values += (probabilities.mT @ part.flatten(1)).unflatten(1, image.shape[1:])
-            maps.append(values / (len(masks) * RISE_KEPT))
+            chances = torch.cat(for_each(partial(asked, image, wanted), parts, images.device))  # (N, T)
+            values = chances.to(masks).mT @ masks.flatten(1)
+            maps.append(values.unflatten(1, image.shape[1:]) / (len(masks) * RISE_KEPT))
     return Attribution(torch.stack(maps), _pixel_grid(images))
 
 
@@ -247,6 +249,7 @@ BASELINES = (
         _integrated_gradients,
         signed=True,
         passes=lambda options: 3.0 * options.gradient_steps,
+        differentiates=True,
         needs="captum.attr",
     ),
     Method(

@@ -85,7 +85,7 @@ class AttributionOptions:
     """What the methods need to know.
 
     seed: of the random maps and of RISE's masks.
-    forward_batch: images in one forward pass.
+    forward_batch: images in one forward pass, at most; on a CPU fewer large ones are.
     rise_masks: RISE's random masks for each image (its paper: 4,000 to 8,000).
     gradient_steps: integrated gradients' points on the path.
     """
@@ -113,6 +113,7 @@ class Method:
         compute: (model in eval mode, images (B, C, H, W), classes (B, T), options) → `Attribution`.
         passes: its cost for an image, in forward passes.
         all_classes_at_once: whether it costs the same for several classes.
+        differentiates: whether it needs gradients of the image through the whole network, which a fused one has not.
         needs: what has to be installed.
     """
 
@@ -124,6 +125,7 @@ class Method:
     signed: bool = False
     passes: Callable[[AttributionOptions], float] = lambda _: 1.0
     all_classes_at_once: bool = False
+    differentiates: bool = False
     needs: str | None = None
 
     def is_costly(self, options: AttributionOptions) -> bool:

@@ -1,5 +1,6 @@
 """What an audit will take, estimated before it starts, and how far it is: a bar on a terminal, lines elsewhere."""
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from patchconvnet.faithfulness.methods import Method
 from patchconvnet.faithfulness.metrics import Metric
+from patchconvnet.faithfulness.passes import answers
 from patchconvnet.faithfulness.settings import AuditSettings
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -59,13 +61,12 @@ class Cost:
         return found
 
 
-@torch.no_grad()
-def seconds_of_a_pass(model: nn.Module, images: Tensor) -> float:
-    """Measured: one forward pass of one image in a batch (B, C, H, W), after a first one to warm up."""
+def seconds_of_a_pass(model: nn.Module, images: Tensor, forward_batch: int = 256) -> float:
+    """Measured: one forward pass of one image among (B, C, H, W), as an audit makes many, after one to warm up."""
     spent = []
     for _ in range(2):
         start = time.perf_counter()
-        model(images)
+        answers(model, images, forward_batch)
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)
         spent.append(time.perf_counter() - start)
@@ -74,6 +75,7 @@ def seconds_of_a_pass(model: nn.Module, images: Tensor) -> float:
 
 def estimated_cost(
     second: float,
+    slow_second: float,
     size: tuple[int, int],
     settings: AuditSettings,
     methods: Sequence[Method],
@@ -82,7 +84,8 @@ def estimated_cost(
     """Passes, counted, times the seconds of one.
 
     Args:
-        second: that `seconds_of_a_pass` measured.
+        second: that `seconds_of_a_pass` measured of the network as it is asked.
+        slow_second: the same of the network that gives gradients.
         size: (height, width) of the network input.
     """
     options = settings.options
@@ -92,21 +95,20 @@ def estimated_cost(
     asked = sum(metric.passes(settings.steps) for metric in by_stage["maps"])
     solved = sum(metric.seconds_per_pixel for metric in by_stage["maps"]) * size[0] * size[1]
     maps = sum(metric.maps for metric in by_stage["repeated"])
+    made = {
+        method.name: method.passes(options) * (slow_second if method.differentiates else second) for method in methods
+    }  # seconds of a map
     return Cost(
         prediction=second,
-        maps={method.name: second * (method.passes(options) + asked) + solved for method in methods},
+        maps={method.name: made[method.name] + second * asked + solved for method in methods},
         mosaics={
             n: {
-                method.name: second * n * n * method.passes(options) * (1 if method.all_classes_at_once else n * n)
+                method.name: made[method.name] * n * n * (1 if method.all_classes_at_once else n * n)
                 for method in methods
             }
             for n in sorted({metric.cells for metric in by_stage["mosaics"]})
         },
-        repeated={
-            method.name: second * method.passes(options) * maps
-            for method in methods
-            if maps and settings.robust(method.name)
-        },
+        repeated={method.name: made[method.name] * maps for method in methods if maps and settings.robust(method.name)},
     )
 
 
@@ -124,8 +126,11 @@ class Progress:
         self.cost, self.total, self.done = cost, total, 0.0
         self.show = show
         self.console = console or Console(highlight=False)
-        self.started = self.written = time.monotonic()
+        self.started = self.written = self.advanced = time.monotonic()
         self.written_share = 0.0
+        self.over = threading.Event()
+        self.lock = threading.Lock()
+        self.clock = threading.Thread(target=self._tick, daemon=True)
         self.there = 0.0
         self.doing = ""
         self.bar = Bar(
@@ -148,13 +153,18 @@ class Progress:
         if self.show:
             rest = ", for what is not measured yet" if self.there else ""
             self.console.print(f"estimated time: {duration(self.total - self.there)}{rest}", soft_wrap=True)
-        self.started = self.written = time.monotonic()
+        self.started = self.written = self.advanced = time.monotonic()
         self.bar.start()
+        if self.show:
+            self.clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.over.set()
+        if self.show:
+            self.clock.join()
         self.bar.stop()
 
     def at(self, doing: str) -> None:
@@ -165,6 +175,7 @@ class Progress:
     def advance(self, cost: float) -> None:
         """Work of that cost was done."""
         self.done = min(self.done + cost, self.total)
+        self.advanced = time.monotonic()
         self._write()
 
     def skip(self, cost: float) -> None:
@@ -178,9 +189,19 @@ class Progress:
         left = self.total - self.done
         if self.done < TRUSTED_SHARE * self.total or not self.done:
             return left
-        return (time.monotonic() - self.started) / self.done * left
+        at_this_pace = (self.advanced - self.started) / self.done * left
+        return max(at_this_pace - (time.monotonic() - self.advanced), 0.0)
+
+    def _tick(self) -> None:
+        """Write while one thing takes long, such as the maps of a method of many passes."""
+        while not self.over.wait(SECONDS_BETWEEN_LINES):
+            self._write()
 
     def _write(self) -> None:
+        with self.lock:
+            self._write_alone()
+
+    def _write_alone(self) -> None:
         left = f"{duration(self.seconds_left)} left"
         self.bar.update(self.task, description=self.doing, total=self.total, completed=self.done, left=left)
         if not self.show or self.console.is_terminal:

@@ -16,8 +16,9 @@ from patchconvnet.data.splits import Images, Split
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of
 from patchconvnet.faithfulness.annotations import Annotations, image_name
-from patchconvnet.faithfulness.methods import Method, uninformative
+from patchconvnet.faithfulness.methods import Attribution, Method, uninformative
 from patchconvnet.faithfulness.metrics import Case, Metric
+from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.metrics.grid_pointing import mosaic
 from patchconvnet.faithfulness.progress import Progress
 from patchconvnet.faithfulness.report.gallery import Example
@@ -38,9 +39,13 @@ class Batch(NamedTuple):
 
 @dataclass
 class Runner:
-    """One audit at work. Each of its parts does what is not in the results yet."""
+    """One audit at work. Each of its parts does what is not in the results yet.
+
+    `fused` is the model made fast for whatever needs no gradients through it.
+    """
 
     model: nn.Module
+    fused: nn.Module
     data: Split
     labels: list[int]
     preprocessing: Preprocessing
@@ -76,7 +81,7 @@ class Runner:
                 if self.annotations and index in needed:
                     self.annotations.on_input(index, geometry)
             with torch.no_grad():
-                logits = self.model(batch.images).float()
+                logits = self.fused(batch.images).float()
             if not logits.isfinite().all():
                 raise UserError(
                     "the network's answers are not finite numbers; its training has diverged, or its weights are "
@@ -108,22 +113,37 @@ class Runner:
         for part in _chunks(chosen, self.settings.batch_size):
             if to_do := self._to_do("maps", 0, part, self.methods):
                 batch, classes = self._load(part), self._classes(part)[:, None]
+                ends = Ends(self.fused, batch.images, self.settings.forward_batch)
             for method in to_do:
                 self.progress.at(f"maps: {method.title}")
-                self.results.add(self._explained(method, part, batch, classes))
+                self.results.add(self._explained(method, part, batch, classes, ends))
                 self.progress.advance(self.progress.cost.maps[method.name] * len(part))
 
-    def _explained(self, method: Method, part: Sequence[int], batch: Batch, classes: Tensor) -> list[Record]:
+    def _explained(
+        self, method: Method, part: Sequence[int], batch: Batch, classes: Tensor, ends: Ends
+    ) -> list[Record]:
         images, options = batch.images, self.settings.options
         start = self._now()
-        attribution = method(self.model, images, classes, options)
+        attribution = self._attribution(method, images, classes)
         seconds = (self._now() - start) / len(part)
         maps = attribution.pixels((images.shape[-2], images.shape[-1])).float()
         located = []
         if self.annotations:
             pairs = zip(part, batch.geometries, strict=True)
             located = [self.annotations.on_input(index, geometry) for index, geometry in pairs]
-        case = Case(self.model, method, images, classes, options, self.settings.steps, attribution, maps, located)
+        case = Case(
+            self.model,
+            method,
+            images,
+            classes,
+            options,
+            self.settings.steps,
+            attribution,
+            maps,
+            located,
+            self.fused,
+            ends,
+        )
         values = {metric.name: metric.compute(case) for metric in self._metrics("maps")}
         nothing = uninformative(maps[:, 0]).tolist()
         return [
@@ -152,7 +172,7 @@ class Runner:
                 classes = self._classes(members).unflatten(0, (len(part), n * n))
             for method in to_do:
                 self.progress.at(f"{n} × {n} mosaics: {method.title}")
-                attribution = method(self.model, images, classes, s.options)
+                attribution = self._attribution(method, images, classes)
                 maps = attribution.pixels((images.shape[-2], images.shape[-1])).float()
                 case = Case(self.model, method, images, classes, s.options, s.steps, attribution, maps, [])
                 values = {metric.name: metric.compute(case) for metric in metrics}
@@ -178,7 +198,7 @@ class Runner:
             for method in to_do:
                 self.progress.at(f"sanity and stability: {method.title}")
                 nothing = images.new_zeros(0)
-                case = Case(self.model, method, images, classes, s.options, s.steps, None, nothing, [])
+                case = Case(self.model, method, images, classes, s.options, s.steps, None, nothing, [], self.fused)
                 values = {metric.name: metric.compute(case) for metric in metrics}
                 self.results.add(
                     [
@@ -236,9 +256,12 @@ class Runner:
     def _maps(self, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
         size = (images.shape[-2], images.shape[-1])
         return {
-            method.name: method(self.model, images, classes, self.settings.options).pixels(size).float().cpu()
+            method.name: self._attribution(method, images, classes).pixels(size).float().cpu()
             for method in self.methods
         }
+
+    def _attribution(self, method: Method, images: Tensor, classes: Tensor) -> Attribution:
+        return method(self.model if method.differentiates else self.fused, images, classes, self.settings.options)
 
     def _pixels(self, image: Tensor) -> np.ndarray:
         """A network input as an image: (H, W, 3) uint8."""

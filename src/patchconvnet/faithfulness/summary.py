@@ -50,6 +50,17 @@ class Summary:
             return None
         return gap_between(a, b, column.gain, of_means=column.better == "near zero")
 
+    def usual_errors(self) -> dict[str, float]:
+        """The standard error of each column, by its title: the median over the methods that ask the network."""
+        found = {}
+        for column in self.columns:
+            named = [
+                self.estimates.get((method.name, column.name)) for method in self.methods if method.kind != "control"
+            ]
+            if errors := [e.error for e in named if e is not None and np.isfinite(e.error)]:
+                found[column.title] = float(np.median(errors))
+        return found
+
     def best(self, column: Column) -> list[str]:
         """The best method on a measure, and those that can't be told from it: within two standard errors.
 

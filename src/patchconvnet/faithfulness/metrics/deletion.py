@@ -4,18 +4,19 @@ An uninformative map (uniform, or not finite) is a miss: its order of pixels wou
 destroy a decision rather well.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.methods import uninformative
+from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.metrics.metric import Case, Column, Metric, Values
+from patchconvnet.faithfulness.passes import answers, for_each, images_at_once, probabilities
 from patchconvnet.faithfulness.statistics import Estimate, estimate_of
-
-BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # as in RISE's code
 
 
 class Curves(NamedTuple):
@@ -32,7 +33,14 @@ class Curves(NamedTuple):
 
 
 def deletion(
-    model: nn.Module, images: Tensor, maps: Tensor, classes: Tensor, *, steps: int = 32, forward_batch: int = 256
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    steps: int = 32,
+    forward_batch: int = 256,
+    ends: Ends | None = None,
 ) -> Curves:
     """Area under the class's probability while pixels are set to zero, the most important first; low is good.
 
@@ -46,7 +54,8 @@ def deletion(
         maps: (B, H, W), the larger the more important.
         classes: (B,) int64.
         steps: into how many equal parts the pixels are divided; the paper takes a row of 224 pixels a step.
-        forward_batch: images in one forward pass.
+        forward_batch: images in one forward pass, at most.
+        ends: what the network says of the images as they are and without anything, where that is known already.
 
     Returns:
         Curves of at most `steps` + 1 points, from 0 to 1; the score is the area under them (trapezoids).
@@ -54,73 +63,83 @@ def deletion(
     Raises:
         UserError: shapes that don't belong together, or `steps` below 1.
     """
-    return _exchange(model, images, torch.zeros_like(images), maps, classes, steps, forward_batch)
+    ends = ends or Ends(model, images, forward_batch)
+    start, finish = (images, ends.original), (torch.zeros_like(images), ends.removed)
+    return _exchange(model, start, finish, maps, classes, steps, forward_batch)
 
 
 def insertion(
-    model: nn.Module, images: Tensor, maps: Tensor, classes: Tensor, *, steps: int = 32, forward_batch: int = 256
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    steps: int = 32,
+    forward_batch: int = 256,
+    ends: Ends | None = None,
 ) -> Curves:
     """Area under the class's probability while a blurred image's pixels become sharp, the most important first.
 
-    High is good. Petsiuk et al. 2018, arXiv 1806.07421, section 4.1; the blur is `blurred`. An uninformative map
+    High is good. Petsiuk et al. 2018, arXiv 1806.07421, section 4.1; the blur is `ends.blurred`. An uninformative map
     scores what the blurred image does.
 
     Args, returns, raises: as `deletion`.
     """
-    return _exchange(model, blurred(images), images, maps, classes, steps, forward_batch)
-
-
-def blurred(images: Tensor) -> Tensor:
-    """The start of insertion: (B, C, H, W) through RISE's blur, a kernel of 11 × 11 with sigma 5, zeros around.
-
-    Its kernel is a point, smoothed by a Gaussian that is reflected at the kernel's borders, as RISE's code has it.
-    """
-    offsets = torch.arange(-int(4 * BLUR_SIGMA + 0.5), int(4 * BLUR_SIGMA + 0.5) + 1)
-    weights = torch.exp(-0.5 * (offsets / BLUR_SIGMA) ** 2)
-    places = (offsets + BLUR_KERNEL // 2) % (2 * BLUR_KERNEL)
-    places = torch.where(places < BLUR_KERNEL, places, 2 * BLUR_KERNEL - 1 - places)
-    line = torch.zeros(BLUR_KERNEL).index_add_(0, places, weights / weights.sum()).to(images)
-    channels = images.shape[1]
-    rows = F.conv2d(
-        images, line.view(1, 1, -1, 1).expand(channels, -1, -1, -1), padding=(BLUR_KERNEL // 2, 0), groups=channels
-    )
-    return F.conv2d(
-        rows, line.view(1, 1, 1, -1).expand(channels, -1, -1, -1), padding=(0, BLUR_KERNEL // 2), groups=channels
-    )
+    ends = ends or Ends(model, images, forward_batch)
+    start, finish = (ends.blurred_images, ends.blurred), (images, ends.original)
+    return _exchange(model, start, finish, maps, classes, steps, forward_batch)
 
 
 def _exchange(
-    model: nn.Module, start: Tensor, finish: Tensor, maps: Tensor, classes: Tensor, steps: int, forward_batch: int
+    model: nn.Module,
+    start: tuple[Tensor, Tensor],
+    finish: tuple[Tensor, Tensor],
+    maps: Tensor,
+    classes: Tensor,
+    steps: int,
+    forward_batch: int,
 ) -> Curves:
-    """The class's probability on the way from `start` to `finish`, pixels exchanged in the maps' order."""
-    check_shapes(start, maps, classes)
+    """The class's probability on the way from `start` to `finish`, pixels exchanged in the maps' order.
+
+    Args:
+        start, finish: images (B, C, H, W) and their probabilities (B, K).
+    """
+    (before, first), (after, last) = start, finish
+    check_shapes(before, maps, classes)
     if steps < 1:
         raise UserError(f"steps is {steps}; it must be 1 or more.")
     ranks = importance_ranks(maps)
     pixels = ranks.shape[1]
     step = -(-pixels // steps)
     counts = torch.tensor([*range(0, pixels, step), pixels], device=ranks.device)
-    probabilities = []
-    for part in counts.split(max(1, forward_batch // len(start))):
-        exchanged = (ranks[:, None] < part[:, None]).unflatten(-1, start.shape[-2:])  # (B, n, H, W)
-        between = torch.where(exchanged[:, :, None], finish[:, None], start[:, None]).flatten(0, 1)
-        chance = class_probability(model, between, classes.repeat_interleave(len(part)), forward_batch)
-        probabilities.append(chance.unflatten(0, (-1, len(part))))
-    curve = torch.cat(probabilities, 1)  # (B, S)
-    curve = torch.where(uninformative(maps)[:, None], curve[:, :1], curve)
+    curve = first.gather(1, classes[:, None]).repeat(1, len(counts))  # (B, S), where an uninformative map stays
+    rows = (~uninformative(maps)).nonzero()[:, 0]
+    curve[rows, -1] = last.gather(1, classes[:, None])[rows, 0]
+    between = torch.cartesian_prod(rows, torch.arange(1, len(counts) - 1, device=rows.device))  # (N, 2)
+
+    def asked(part: Tensor) -> Tensor:
+        image, place = part.unbind(1)
+        exchanged = (ranks[image] < counts[place, None]).unflatten(-1, maps.shape[1:])[:, None]  # (n, 1, H, W)
+        chances = probabilities(model, torch.where(exchanged, after[image], before[image]))
+        return chances.gather(1, classes[image, None])[:, 0]
+
+    if len(between):
+        parts = between.split(images_at_once(before, forward_batch))
+        curve[between[:, 0], between[:, 1]] = torch.cat(for_each(asked, parts, before.device))
     fractions = (counts / pixels).to(curve)
     return Curves(fractions, curve, torch.trapezoid(curve, fractions, dim=1))
 
 
 def importance_ranks(maps: Tensor) -> Tensor:
     """(B, P): each pixel's rank, 0 for the most important."""
-    return maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    order = maps.flatten(1).nan_to_num().argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
 
 
-@torch.no_grad()
 def class_probability(model: nn.Module, images: Tensor, classes: Tensor, forward_batch: int) -> Tensor:
-    parts = zip(images.split(forward_batch), classes.split(forward_batch), strict=True)
-    return torch.cat([model(part).float().softmax(1).gather(1, k[:, None])[:, 0] for part, k in parts])
+    """(B,) the probability of each image's class."""
+    return answers(model, images, forward_batch).gather(1, classes[:, None])[:, 0]
 
 
 def check_shapes(images: Tensor, maps: Tensor, classes: Tensor) -> None:
@@ -137,14 +156,9 @@ def _stored(curves: Curves) -> list[dict[str, Any]]:
     return [{"score": score, "curve": curve} for score, curve in rows]
 
 
-def _deletion(case: Case) -> list[Any]:
-    options = {"steps": case.steps, "forward_batch": case.options.forward_batch}
-    return _stored(deletion(case.model, case.images, case.maps[:, 0], case.classes[:, 0], **options))
-
-
-def _insertion(case: Case) -> list[Any]:
-    options = {"steps": case.steps, "forward_batch": case.options.forward_batch}
-    return _stored(insertion(case.model, case.images, case.maps[:, 0], case.classes[:, 0], **options))
+def _measured(measure: Callable[..., Curves], case: Case) -> list[Any]:
+    options = {"steps": case.steps, "forward_batch": case.options.forward_batch, "ends": case.ends}
+    return _stored(measure(case.answering, case.images, case.maps[:, 0], case.classes[:, 0], **options))
 
 
 def _deletion_estimates(values: Values) -> dict[str, Estimate]:
@@ -170,8 +184,9 @@ METRICS = (
         "knows what matters, the probability falls at once. Fine, scattered holes destroy a decision by themselves, so "
         "maps at the resolution of pixels have an advantage here",
         "Petsiuk et al. 2018, arXiv 1806.07421",
-        _deletion,
-        passes=lambda steps: steps + 1.0,
+        partial(_measured, deletion),
+        passes=lambda steps: steps - 1.0,
+        seconds_per_pixel=4e-7,  # of the order of its pixels; measured at 224
         estimates=_deletion_estimates,
     ),
     Metric(
@@ -180,8 +195,9 @@ METRICS = (
         "high",
         "A blurred image becomes sharp, the most important pixels first: area under the class's probability",
         "Petsiuk et al. 2018, arXiv 1806.07421",
-        _insertion,
-        passes=lambda steps: steps + 1.0,
+        partial(_measured, insertion),
+        passes=lambda steps: steps - 1.0,
+        seconds_per_pixel=4e-7,  # of the order of its pixels; measured at 224
         more_columns=(
             Column(
                 "insertion_minus_deletion",

@@ -18,6 +18,7 @@ from patchconvnet.faithfulness.statistics import Estimate, resampled
 
 THRESHOLDS = 100  # of maps scaled to 0..1: 0, 0.01 … 0.99
 OVERLAPS = (0.3, 0.5, 0.7)
+MANY = 50  # parts above one threshold
 
 
 # Objects
@@ -78,12 +79,27 @@ def box_overlaps(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     best = np.zeros(THRESHOLDS)
     if not len(boxes):
         return best
+    least = (boxes[:, 2:] - boxes[:, :2]).prod(1).min()
     for i in range(THRESHOLDS):
-        parts, _ = ndimage.label(scaled > i / THRESHOLDS, np.ones((3, 3)))
-        found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
-        if found:
-            best[i] = overlaps(np.array(found, dtype=np.float64), boxes).max()
+        parts, count = ndimage.label(scaled > i / THRESHOLDS, np.ones((3, 3)))
+        if count > MANY:  # of noise, where taking each part's box is most of the time: the largest come first
+            sizes = np.bincount(parts.ravel())[1:]
+            best[i] = _best_overlap(_those(parts, sizes > sizes.max() / 2), boxes)
+            # n pixels that are connected across corners too reach over n rows and columns at most
+            parts = _those(parts, sizes.astype(np.float64) ** 2 > best[i] * least)
+        best[i] = max(best[i], _best_overlap(parts, boxes))
     return best
+
+
+def _those(parts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The chosen ones of the numbered parts (H, W), numbered anew."""
+    return np.append(0, np.where(chosen, chosen.cumsum(), 0))[parts]
+
+
+def _best_overlap(parts: np.ndarray, boxes: np.ndarray) -> float:
+    """The best overlap of any part's box, of numbered parts (H, W), with any box; 0 without parts."""
+    found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
+    return float(overlaps(np.array(found, dtype=np.float64), boxes).max()) if found else 0.0
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -231,6 +247,7 @@ METRICS = (
         "Choe et al. 2020, arXiv 2007.04178",
         _boxes,
         needs="annotations",
+        seconds_per_pixel=2e-6,  # measured at 224
         column="max_box_accuracy",
         estimates=_boxes_estimates,
     ),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from patchconvnet.faithfulness.annotations import Located
 from patchconvnet.faithfulness.methods import Attribution, AttributionOptions, Method
+from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.statistics import Estimate, estimate_of
 
 Better = Literal["high", "low", "near zero"]
@@ -55,6 +56,8 @@ class Case:
         attribution: what the method gave; None for metrics that make their maps themselves.
         maps: (B, T, H, W), the same at the resolution of the input; empty likewise.
         located: each image's annotation on the network input; empty where there are none.
+        fused: the same network, faster and without gradients, where there is one.
+        ends: what the network says of the images as they are, blurred and removed, shared by all methods.
     """
 
     model: nn.Module
@@ -66,6 +69,18 @@ class Case:
     attribution: Attribution | None
     maps: Tensor
     located: list[Located]
+    fused: nn.Module | None = None
+    ends: Ends | None = None
+
+    @property
+    def answering(self) -> nn.Module:
+        """The network to ask where no gradients are needed."""
+        return self.fused or self.model
+
+    @property
+    def explained(self) -> nn.Module:
+        """The network that the method makes its maps of."""
+        return self.model if self.method.differentiates else self.answering
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +99,7 @@ class Metric:
         needs: what the data must have.
         cells: of a mosaic's side.
         chance, contest: as those of `Column`.
-        passes: forward passes for an image, by the settings' steps.
+        passes: forward passes for a map, by the settings' steps.
         maps: maps that it makes itself for an image.
         seconds_per_pixel: of the CPU, beside those passes and maps.
         column: name of its column in JSON and CSV; by default the metric's.

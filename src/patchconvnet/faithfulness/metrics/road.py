@@ -45,7 +45,7 @@ def road(
         classes: (B,) int64.
         noise: standard deviation of the noise on filled pixels, in units of the network input.
         seed: of the noise, of which each image has one draw.
-        forward_batch: images in one forward pass.
+        forward_batch: images in one forward pass, at most.
 
     Raises:
         UserError: shapes that don't belong together.
@@ -75,7 +75,7 @@ def road(
 def _road(case: Case) -> list[Any]:
     options = case.options
     scores = road(
-        case.model,
+        case.answering,
         case.images,
         case.maps[:, 0],
         case.classes[:, 0],

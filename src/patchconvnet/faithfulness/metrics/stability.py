@@ -52,7 +52,7 @@ def stability(
 
 
 def _stability(case: Case) -> list[Any]:
-    found = stability(case.method, case.model, case.images, case.classes[:, 0], case.options, case.options.seed)
+    found = stability(case.method, case.explained, case.images, case.classes[:, 0], case.options, case.options.seed)
     rows = zip(found.shift.tolist(), found.noise.tolist(), strict=True)
     return [{"shift": shift, "noise": noise} for shift, noise in rows]
 
