@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torch
+from small_networks import known_method, smooth_images, trained_like
 from torch import nn
 
 import patchconvnet  # noqa: F401, registers the models
-from patchconvnet.explanation.patch_grid import Grid
 from patchconvnet.faithfulness.baselines import METHODS
-from patchconvnet.faithfulness.methods import Attribution, AttributionOptions, Method
+from patchconvnet.faithfulness.methods import AttributionOptions
 from patchconvnet.faithfulness.metrics.sanity import cascade, randomisations
 
 OPTIONS = AttributionOptions()
@@ -16,31 +16,12 @@ OPTIONS = AttributionOptions()
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    network = timm.create_model("patchconvnet_micro", embed_dim=16, depth=2, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-        for name, buffer in network.named_buffers():  # as after a training
-            if name.endswith(("running_mean", "running_var")):
-                buffer.add_(torch.rand_like(buffer))
-    return network.eval()
+    return trained_like()
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    rough = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.interpolate(rough, (32, 32), mode="bilinear")
-
-
-def method(compute) -> Method:
-    """A method whose maps are a function of the images: (B, H, W)."""
-
-    def attribution(network, images, classes, options):
-        maps = compute(images)
-        return Attribution(maps[:, None], Grid(tuple(maps.shape[1:]), (1.0, 1.0), (0.5, 0.5)))
-
-    return Method("test", "Test", "", "control", attribution)
+    return smooth_images()
 
 
 def test_randomisation_goes_from_head_to_stem_and_leaves_the_model_alone(model):
@@ -78,7 +59,7 @@ def test_a_map_of_the_network_changes_and_one_of_the_image_does_not(model, image
     edges = cascade(METHODS["edges"], model, images, classes, OPTIONS)
     torch.testing.assert_close(edges.rank_correlation, torch.ones(3, 5))
     torch.testing.assert_close(edges.similarity, torch.ones(3, 5))
-    constant = cascade(method(lambda images: torch.ones(len(images), 32, 32)), model, images, classes, OPTIONS)
+    constant = cascade(known_method(lambda images: torch.ones(len(images), 32, 32)), model, images, classes, OPTIONS)
     assert constant.rank_correlation.isnan().all()
     again = cascade(METHODS["evidence"], model, images, classes, OPTIONS)
     assert torch.equal(again.rank_correlation, ours.rank_correlation)

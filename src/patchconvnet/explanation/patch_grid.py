@@ -30,6 +30,18 @@ class Grid:
     step: tuple[float, float]
     first: tuple[float, float]
 
+    def centres(self, axis: int) -> np.ndarray:
+        """(h,) or (w,): the patches' centres along axis 0 or 1."""
+        return self.first[axis] + self.step[axis] * np.arange(self.shape[axis])
+
+    def weights(self, positions: np.ndarray, axis: int, smoothing: Smoothing = "bilinear") -> np.ndarray:
+        """(len(positions), patches) weights that read patches along an axis at `positions`; each row sums to 1."""
+        patches = np.arange(self.shape[axis])
+        index = np.clip((positions - self.first[axis]) / self.step[axis], 0, self.shape[axis] - 1)
+        if smoothing == "nearest":
+            return (np.floor(index + 0.5)[:, None] == patches).astype(np.float64)
+        return np.clip(1 - np.abs(index[:, None] - patches), 0, 1)
+
     def mirrored(self, width: int) -> "Grid":
         """The grid of a horizontally flipped map, whose network input was a flipped one of `width` pixels."""
         last = self.first[1] + (self.shape[1] - 1) * self.step[1]
@@ -60,8 +72,7 @@ def patch_grid(model: "nn.Module", size: tuple[int, int], shape: tuple[int, int]
 
 def resample(values: np.ndarray, grid: Grid, fine: Grid, smoothing: Smoothing = "bilinear") -> np.ndarray:
     """Values on one grid, (..., h, w), read at the centres of another, (..., h', w'); constant beyond the edges."""
-    rows = _weights(_centres(fine, 0), grid, 0, smoothing)
-    columns = _weights(_centres(fine, 1), grid, 1, smoothing)
+    rows, columns = (grid.weights(fine.centres(axis), axis, smoothing) for axis in (0, 1))
     return (rows @ values @ columns.T).astype(values.dtype)
 
 
@@ -84,7 +95,7 @@ def place(
     # positions of the image's pixel centres on the network input
     y = (np.arange(height) + 0.5 - top) / (bottom - top) * geometry.size[0]
     x = (np.arange(width) + 0.5 - left) / (right - left) * geometry.size[1]
-    placed = _weights(y, grid, 0, smoothing) @ values @ _weights(x, grid, 1, smoothing).T
+    placed = grid.weights(y, 0, smoothing) @ values @ grid.weights(x, 1, smoothing).T
     seen = seen_pixels(geometry)
     return np.where(seen, placed, outside).astype(values.dtype)
 
@@ -94,16 +105,3 @@ def seen_pixels(geometry: Geometry) -> np.ndarray:
     (height, width), (left, top, right, bottom) = geometry.image, geometry.box
     y, x = np.arange(height) + 0.5, np.arange(width) + 0.5
     return ((y > top) & (y < bottom))[:, None] & ((x > left) & (x < right))[None, :]
-
-
-def _centres(grid: Grid, axis: int) -> np.ndarray:
-    return grid.first[axis] + grid.step[axis] * np.arange(grid.shape[axis])
-
-
-def _weights(positions: np.ndarray, grid: Grid, axis: int, smoothing: Smoothing) -> np.ndarray:
-    """(len(positions), patches) weights that read a row of patches at `positions`; each row sums to 1."""
-    patches = np.arange(grid.shape[axis])
-    index = np.clip((positions - grid.first[axis]) / grid.step[axis], 0, grid.shape[axis] - 1)
-    if smoothing == "nearest":
-        return (np.floor(index + 0.5)[:, None] == patches).astype(np.float64)
-    return np.clip(1 - np.abs(index[:, None] - patches), 0, 1)

@@ -127,7 +127,7 @@ def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.nd
     sums = np.pad(pixels.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     edges = []
     for axis, (scale, start) in enumerate(zip(scales, (top, left), strict=True)):
-        centres = start + scale * (grid.first[axis] + grid.step[axis] * np.arange(grid.shape[axis]))
+        centres = start + scale * grid.centres(axis)
         half = scale * grid.step[axis] / 2
         edges.append([np.clip(np.round(centres + side), 0, pixels.shape[axis]).astype(int) for side in (-half, half)])
     (y0, y1), (x0, x1) = edges

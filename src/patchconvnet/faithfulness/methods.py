@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.explanation.patch_grid import Grid, patch_grid
+from patchconvnet.models.modes import evaluation_mode
 
 COSTLY = 5.0  # forward passes for a map; RISE takes hundreds, integrated gradients 150, all others at most 2
 MOST_RIVALS = 100  # classes that compete, the image's likeliest; each may cost a backward pass of the head
@@ -39,7 +41,8 @@ class Attribution:
 
         Bilinear between cell centres and constant beyond the outer ones, as `patch_grid.place` on the whole input.
         """
-        rows, columns = (self._weights(axis, size[axis]) for axis in (0, 1))
+        weights = (self.grid.weights(np.arange(size[axis]) + 0.5, axis) for axis in (0, 1))
+        rows, columns = (torch.from_numpy(values).to(self.values) for values in weights)
         return rows @ self.values @ columns.mT
 
     def completeness_error(self) -> Tensor | None:
@@ -55,14 +58,6 @@ class Attribution:
         missed = (values.sum((-2, -1)) - self.total).abs()
         shown = values.abs().sum((-2, -1))
         return torch.where(shown == 0, (missed > 0).double(), missed / shown).float()
-
-    def _weights(self, axis: int, length: int) -> Tensor:
-        """(length, cells): what each pixel takes of each cell."""
-        count = self.grid.shape[axis]
-        centres = torch.arange(length, device=self.values.device, dtype=self.values.dtype) + 0.5
-        index = ((centres - self.grid.first[axis]) / self.grid.step[axis]).clamp(0, count - 1)
-        cells = torch.arange(count, device=index.device)
-        return (1 - (index[:, None] - cells).abs()).clamp(min=0)
 
 
 def uninformative(maps: Tensor) -> Tensor:
@@ -146,14 +141,12 @@ class Method:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradients for parameters: what explains a network must not change it."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
 
