@@ -14,7 +14,7 @@ MODULES = {
 }
 
 # what each part of the package may import besides itself; what a floor stands on is all it may import
-GROUND = {"_registration", "_version", "errors", "files", "hardware"}
+GROUND = {"_registration", "_version", "errors", "files", "hardware", "progress_bar"}
 BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "api"}
 FLOORS: dict[str, set[str]] = {
     **{part: set() for part in GROUND},

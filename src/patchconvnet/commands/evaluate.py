@@ -37,12 +37,12 @@ def evaluate(
     """
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
     from patchconvnet.api import check_class_names
     from patchconvnet.data.splits import ImageFiles
     from patchconvnet.files import write_text
     from patchconvnet.hardware import Threads
+    from patchconvnet.progress_bar import progress_bar
     from patchconvnet.training.evaluation import evaluate as measure
     from patchconvnet.training.evaluation_files import save_evaluation
     from patchconvnet.training.tables import predictions_csv
@@ -56,7 +56,7 @@ def evaluate(
             soft_wrap=True,
         )
     computing = Threads(subject.threads, device)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console=console) as bar:
         task = bar.add_task(f"{printable(data_name)} {split}", total=len(images))
         probabilities = np.zeros((len(images), network.num_classes), np.float32)
 

@@ -84,11 +84,11 @@ def explain(
     """
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
     from patchconvnet.data.folders import find_images
     from patchconvnet.explanation.drawing import check_processes, drawers, usable_cores
     from patchconvnet.hardware import Threads, check_threads
+    from patchconvnet.progress_bar import progress_bar
 
     _check_files(only)
     boxes = _boxes(without)
@@ -118,7 +118,7 @@ def explain(
         options: dict[str, Any] = {"only": only, "map": map}
         saving = (_save(said, boxes, drawing, out, stem, options) for said, stem in zip(answers, stems, strict=True))
         shares, sheet, names, failed = [], [], [], 0
-        with Progress(console=console, transient=True, disable=not console.is_terminal or len(paths) < 2) as bar:
+        with progress_bar(console=console, shown=len(paths) > 1) as bar:
             done = _in_order(saving, MOST_WAITING + 2 * workers)
             for path, each in zip(bar.track(paths, description="explaining"), done, strict=True):
                 try:

@@ -4,19 +4,18 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
 from patchconvnet.faithfulness.methods import Method
 from patchconvnet.faithfulness.metrics import Metric
 from patchconvnet.faithfulness.passes import answers
 from patchconvnet.faithfulness.settings import AuditSettings
+from patchconvnet.progress_bar import progress_bar
 
 SECONDS_BETWEEN_LINES = 10.0
 SHARE_BETWEEN_LINES = 0.05
@@ -133,14 +132,13 @@ class Progress:
         self.clock = threading.Thread(target=self._tick, daemon=True)
         self.there = 0.0
         self.doing = ""
-        self.bar = Bar(
+        self.bar = progress_bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[left]}"),
             console=self.console,
-            disable=not (show and self.console.is_terminal),
-            transient=True,
+            shown=show,
         )
         self.task = self.bar.add_task("", total=total, left="")
 
@@ -159,9 +157,7 @@ class Progress:
             self.clock.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.over.set()
         if self.show:
             self.clock.join()

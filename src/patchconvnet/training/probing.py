@@ -25,6 +25,7 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name, fastest_dtype
 from patchconvnet.models import AttentionClassifier
+from patchconvnet.progress_bar import progress_bar
 from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.kept_model import KeptModel, metadata
@@ -65,7 +66,7 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
         f"{'×'.join(map(str, recipe.preprocessing.size))} pixels → {folder.path}",
         soft_wrap=True,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console=console) as bar:
         features = _kept_features(model, recipe, data, folder, device, bar)
         computed = time.perf_counter()
         fitting = bar.add_task("fitting the head", total=1.0)
@@ -101,7 +102,7 @@ def fit_head(model: AttentionClassifier, recipe: Recipe, data: DataSplits, devic
     """
     grads = [parameter.requires_grad for parameter in model.parameters()]
     model.to(device).eval().requires_grad_(False)
-    with Progress(transient=True, disable=not Console().is_terminal) as bar:
+    with progress_bar() as bar:
         features = _features(model, recipe, data, device, bar)
         install(model.cpu(), _fit(model, features, recipe, lambda share: None))
     for parameter, grad in zip(model.parameters(), grads, strict=True):

@@ -1,11 +1,11 @@
 """What a person sees while it trains: a bar on a terminal, a line an epoch everywhere."""
 
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from patchconvnet.progress_bar import progress_bar
 from patchconvnet.training.evaluation import FEWEST_FOR_TOP5
 
 
@@ -23,15 +23,14 @@ class TrainingProgress:
         self.has_top5 = classes >= FEWEST_FOR_TOP5
         self.epochs, self.steps, self.enabled = epochs, steps, enabled
         self.console = Console(quiet=not enabled, highlight=False)
-        self.bar = Progress(
+        self.bar = progress_bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (enabled and self.console.is_terminal),
-            transient=True,
+            shown=enabled,
         )
         self.task = self.bar.add_task("", total=epochs * steps, completed=first_epoch * steps, figures="")
 
@@ -39,9 +38,7 @@ class TrainingProgress:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def step(self, epoch: int, done: int, loss: float, top1: float, images_per_second: float) -> None:
