@@ -57,8 +57,8 @@ def evaluate(
     Args:
         model: a network, or the name or folder of one, as for `load`.
         data: a data set by name ("cifar10", "folder:PATH", …) or the path of its folder, or one that was loaded.
-        split: "train", "validation", "test" or "all"; "auto" is the test split, or all images of a folder that has none
-            of its own and that the model has not seen.
+        split: "train", "validation", "test" or "all"; "auto" is the test split, or all images of a folder without one
+            that the model has not seen.
         out: folder to write `evaluation.json`, tables and the confusion matrix into; nothing is written by default.
         size: another network input, (height, width) or one number for a square.
         preprocessing: from image to network input; by default the model's own.
@@ -121,7 +121,7 @@ def train(
         recipe: the name of one that ships with the package, such as "digits", a YAML file, or a `Recipe`; a run that is
             resumed has its own.
         out: the run folder; by default `runs/RECIPE-DATE`.
-        resume: "yes" goes on after the last epoch of the run in `out`, "auto" does so if there is one.
+        resume: "yes" continues the run in `out` after its last epoch, "auto" does so if there is one.
         hardware: devices; one, of the best kind there is, when left out. Threads beside other work: the command line
             sets GOMP_SPINCOUNT=0 and measures how many are fastest; here the first must be set in the environment
             before torch is imported, and `Hardware(threads="auto")` does the second.
@@ -138,7 +138,7 @@ def train(
         train("digits", "runs/quick", epochs=5, data={"seed": 1})
     """
     if out is None and resume != "no":
-        raise UserError("resume needs `out`, the run folder to go on with.")
+        raise UserError("resume needs `out`, the run folder to continue.")
     if recipe is None:
         recipe = Path(out or "", RECIPE_FILE)
         if resume == "no" or not recipe.is_file():
@@ -172,7 +172,7 @@ def audit(
     Args:
         model: a network, or the name or folder of one, as for `load`.
         data: a data set by name or folder, or one that was loaded.
-        out: folder for the report and the audit's state; interrupted, the same call goes on where it stopped.
+        out: folder for the report and the audit's state; after an interruption the same call continues it.
         split: as for `evaluate`.
         boxes, masks: where the objects are: a CSV of boxes, a folder of masks.
         size: another network input, (height, width) or one number for a square.

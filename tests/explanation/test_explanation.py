@@ -399,7 +399,7 @@ def test_bad_models_are_refused_in_words(image):
 
 def test_shared_attention_has_no_map_for_one_class(model, image):
     explanation = explain(model, image)
-    with pytest.raises(UserError, match="has no attention map of its own"):
+    with pytest.raises(UserError, match="there is no separate attention map for"):
         explanation.map_for("dog")
     with pytest.raises(UserError, match="unknown kind of map 'heat'"):
         explanation.map_for(kind="heat")

@@ -148,7 +148,7 @@ def test_boxes_and_masks(image: Image.Image) -> None:
         ("left", "no part of an image"),
         ((0, 0, float("nan"), 9), "no part of an image"),
         ((200, 0, 300, 9), "the box 200,0,300,9 holds no pixel of the image, which is 96 × 64"),
-        ((0, 0, 3, 3), r"covers no patch by half; a patch is 8 × 8 pixels"),
+        ((0, 0, 3, 3), r"covers half of no patch; a patch is 8 × 8 pixels"),
         ((0, 0, 96, 64), "covers all patches"),
         (np.zeros((3, 3), dtype=bool), "of the image's size"),
         (np.zeros((64, 96), dtype=bool), "holds no pixel"),

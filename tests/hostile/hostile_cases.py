@@ -331,7 +331,7 @@ def _options() -> list[Case]:
                 "device-count": "devices must be at most 1,024",
                 "nodes": "devices must be at most 1,024 and nodes 100,000",
                 "threads": "give a number from 1 to 1024",
-                "optimization.accumulate": "cannot be worked through",
+                "optimization.accumulate": "cannot be divided into",
                 "augmentation.random_crop_padding": "random_crop_padding",
                 "augmentation.canvas": "more than 64,000,000 pixels",
             }.items()

@@ -44,7 +44,7 @@ def photographs(counts: dict[str, int]) -> Overview:
 def test_photographs_get_a_probe() -> None:
     choice = choose_recipe(photographs({"cat": 300, "dog": 200}))
     assert (choice.recipe, choice.changes) == ("probe", {"data.name": "folder:pets"})
-    assert "knows ImageNet is frozen" in choice.reason
+    assert "pretrained on ImageNet is frozen" in choice.reason
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU fine-tuning is chosen")

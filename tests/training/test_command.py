@@ -50,7 +50,7 @@ def test_a_run_and_how_it_goes_on(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert read_recipe(out / "recipe.yaml").epochs == 1
 
     assert main([*train, "--recipe", str(recipe_file), "--epochs", "1"]) == 2
-    assert "holds a run already; give --resume to go on with it" in capsys.readouterr().err
+    assert "holds a run already; give --resume to continue it" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0  # with the run's own recipe
     said = capsys.readouterr().out
     assert "this run is finished, with epoch 1 of 1" in said

@@ -506,7 +506,7 @@ def test_a_run_is_not_overwritten(whole_run: Path, tmp_path: Path) -> None:
     others.mkdir()
     (others / "letter.txt").write_text("dear")
     for resume in ("no", "auto"):
-        with pytest.raises(UserError, match="holds files, but no run to go on with"):
+        with pytest.raises(UserError, match="holds files, but no run to resume"):
             run(MICRO, others, resume=resume)
     assert os.listdir(others) == ["letter.txt"]
 
@@ -516,7 +516,7 @@ def test_a_recipe_that_a_person_wrote_is_not_overwritten(tmp_path: Path) -> None
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention" / "paper.pdf").write_text("to read")
     for resume in ("no", "auto"):
-        with pytest.raises(UserError, match="holds files, but no run to go on with"):
+        with pytest.raises(UserError, match="holds files, but no run to resume"):
             run(MICRO, tmp_path, resume=resume)
     assert (tmp_path / "recipe.yaml").read_text().startswith("# my own")
     assert (tmp_path / "attention" / "paper.pdf").is_file()
@@ -555,7 +555,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(whole_run: Path, t
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(UserError, match="holds files, but no run to go on with"):  # a finished model is not overwritten
+    with pytest.raises(UserError, match="holds files, but no run to resume"):  # a finished model is not overwritten
         run(MICRO, folder, resume="auto")
     shutil.rmtree(folder / "best")
     for file in ("metrics.csv", "curves.png"):  # which follow the first checkpoint

@@ -22,7 +22,7 @@ def audit(
       patchconvnet audit --model runs/pets --data folder:pets --quick
       patchconvnet audit --model runs/pets --data folder:pets --masks pets_masks --out trust
 
-    Writes report.html (one page that stands alone), report.json and report.csv. After an interruption the same command
+    Writes report.html (one self-contained page), report.json and report.csv. After an interruption the same command
     continues where it stopped. The methods of others need: pip install 'patchconvnet[audit]'.
 
     Args:

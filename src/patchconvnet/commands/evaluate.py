@@ -25,7 +25,7 @@ def evaluate(
       patchconvnet evaluate --model runs/quick --data cifar10
       patchconvnet evaluate --model runs/pets --data folder:my_pictures --split validation --out report
 
-    A folder without a test folder of its own, that the model was not trained on, is measured as a whole.
+    A folder without a test folder that the model was not trained on is measured as a whole.
 
     Args:
         subject: which model, on which images.

@@ -35,7 +35,7 @@ class ModelAndData:
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
             patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name).
         data: cifar10, cifar100, digits or folder:PATH.
-        split: the images to measure on; auto is the test split, or all images of a folder that has none of its own and
+        split: the images to measure on; auto is the test split, or all images of a folder without one
             that the model has not seen.
         root: where CIFAR is kept or downloaded to.
         validation: share or number of images set aside for validation; by default as in the model's training.

@@ -2,7 +2,7 @@
 
 With one query a, values tᵢ and a linear classifier, logit_k = b_k + Σᵢ aᵢ·⟨w_k, tᵢ⟩: the terms are the shares, and
 nothing is left. Where norms and an MLP follow the attention (Touvron et al. 2021, arXiv 2112.13692, section 3.2; the
-Keras example), or further layers an additive pooling (a timm backbone's), everything behind it is linearised around the
+Keras example), or further layers an additive pooling (a timm backbone's), everything after it is linearised around the
 image, and each pooling says what its patches add (`Pooling.first_order_evidence`). What the shares leave of
 logit − bias is the remainder.
 """
@@ -21,7 +21,7 @@ MAX_FIRST_ORDER_CLASSES = 100
 
 
 class ForwardMaps(NamedTuple):
-    """What the network answered, and why, for a batch.
+    """A batch's logits, with the attention and the evidence behind them.
 
     Attributes:
         logits: (B, K).

@@ -93,7 +93,7 @@ class Explanation(Maps):
             stem: how the files' names begin; the image's name by default.
             only: which of "figure", "overlay", "map" and "json" to write; a figure takes the longest by far.
             map: the kind of map that figure, overlay and map show, as in `map_for`, or "auto": see `shown`.
-            without: what `without` returned: the JSON tells of it, and a second figure `stem_without.png` shows it.
+            without: what `without` returned: the JSON has it, and a second figure `stem_without.png` shows it.
 
         Returns:
             `stem_figure.png`, `stem_overlay.png` (`overlay`), `stem_map.npy` (`map_for`) and `stem.json` (`to_dict`).

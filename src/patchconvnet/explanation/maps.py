@@ -62,7 +62,7 @@ class Maps:
         exact: whether evidence sums to logit − bias by construction; otherwise it is first order around this image,
             or an average over shifts and flips where `refine` is not 0. See `remainder`.
         grid: how the patches lie on the network input.
-        geometry: how the network input lies on the image.
+        geometry: how the network input is placed on the image.
         target: the class that was asked about; None for the predicted one.
         top: how many classes figures and reports list.
         temperature: what training found logits must be divided by for probabilities that come true; logits and evidence
@@ -150,7 +150,7 @@ class Maps:
 
     @property
     def class_wise(self) -> bool:
-        """Whether each class has an attention map of its own."""
+        """Whether each class has its own attention map."""
         return len(self.attention) == len(self.class_names) and len(self.attention) > 1
 
     @property
@@ -225,8 +225,8 @@ class Maps:
             return self.attention[self.subject.index if target is None else self.class_index(target)]
         if target is not None:
             raise UserError(
-                f"this network's attention is the same for all classes, so {target!r} has no attention map of its own; "
-                "ask for its evidence, or name no class."
+                f"this network's attention is the same for all classes, so there is no separate attention map for "
+                f"{target!r}; ask for its evidence, or name no class."
             )
         return self.attention[0] if len(self.attention) == 1 else self.attention.mean(0)
 

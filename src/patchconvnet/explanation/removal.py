@@ -112,7 +112,7 @@ def region_pixels(region: Region, image: tuple[int, int]) -> np.ndarray:
                 )
             pixels |= inside
     if not pixels.any():
-        raise UserError("the mask holds no pixel; mark those that are to be gone.")
+        raise UserError("the mask holds no pixel; mark those to remove.")
     return pixels
 
 
@@ -135,9 +135,9 @@ def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.nd
     removed = inside >= LEAST_COVERED * grid.step[0] * scales[0] * grid.step[1] * scales[1]
     if not removed.any():
         raise UserError(
-            f"the part that is to be gone covers no patch by half; a patch is {grid.step[1] * scales[1]:.0f} × "
+            f"the part to remove covers half of no patch; a patch is {grid.step[1] * scales[1]:.0f} × "
             f"{grid.step[0] * scales[0]:.0f} pixels of this image. Give a larger part, or a larger `size` of the input."
         )
     if removed.all():
-        raise UserError("the part that is to be gone covers all patches, so nothing is left to answer from.")
+        raise UserError("the part to remove covers all patches, so nothing is left to classify.")
     return removed

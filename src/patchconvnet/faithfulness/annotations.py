@@ -51,11 +51,11 @@ class Annotations:
     def on_input(self, index: int, geometry: Geometry) -> Located:
         """An image's annotation on its network input.
 
-        Boxes without a mask are filled to be one; a mask without boxes gets its bounding box. What lies outside of the
+        Boxes without a mask are filled to be one; a mask without boxes gets its bounding box. What is outside of the
         network input is cut off, so little or nothing of an object may be left.
 
         Raises:
-            UserError: a box is not a box or lies outside of the image, a mask is empty or of another size.
+            UserError: a box is not a box or is outside of the image, a mask is empty or of another size.
         """
         name, (height, width) = self.names[index], geometry.image
         boxes = None if self.boxes is None else _checked_boxes(self.boxes[index], name, height, width)
@@ -212,7 +212,7 @@ def _filled(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _mask_on_input(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """What of the mask lies under the centre of each pixel of the network input."""
+    """The mask's value at the centre of each pixel of the network input."""
     (height, width), (h, w) = mask.shape, geometry.size
     left, top, right, bottom = geometry.box
     rows = np.floor(top + (np.arange(h) + 0.5) * (bottom - top) / h).astype(int)

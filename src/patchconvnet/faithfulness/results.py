@@ -106,7 +106,7 @@ def key_of(record: Record) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Values as JSON knows them: numbers that are not finite become null, the others keep six digits."""
+    """Values that JSON can hold: numbers that are not finite become null, the others keep six digits."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -31,7 +31,7 @@ POOL = 20  # images to choose from for each mosaic
 
 
 class Batch(NamedTuple):
-    """images: (B, C, H, W), preprocessed; geometries: how each of them lies on its original."""
+    """images: (B, C, H, W), preprocessed; geometries: how each of them is placed on its original."""
 
     images: Tensor
     geometries: list[Geometry]

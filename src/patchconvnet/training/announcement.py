@@ -1,4 +1,4 @@
-"""What a training says of itself: before it starts, on what and with what it trains; at its end, what came of it."""
+"""The lines that a training prints: before it starts, about data, network and devices; at its end, its results."""
 
 import warnings
 

@@ -68,7 +68,7 @@ class Choice:
 
 
 def look_over(folder: str | Path) -> Overview:
-    """Count a folder's images by class, and look at some of their sizes.
+    """Count a folder's images by class, and sample their sizes.
 
     Raises:
         UserError: there is no such folder, or there are no images below it, or none in folders of their class.
@@ -99,8 +99,8 @@ def look_over(folder: str | Path) -> Overview:
 def choose_recipe(overview: Overview) -> Choice:
     """The recipe for a folder, by rule.
 
-    Small images are learned from nothing at their own size. Photographs get a network that knows ImageNet: a probe of
-    its frozen features, which takes seconds and is hard to beat with some hundred images, and fine-tuning of all of it
+    Small images are learned from scratch at their native size. Photographs get a network pretrained on ImageNet: a
+    probe of its frozen features, which takes seconds and is hard to beat with a few hundred images, or fine-tuning
     where a GPU makes that quick or where the features would not fit into memory.
     """
     changes = {"data.name": f"folder:{overview.folder}"}
@@ -119,9 +119,9 @@ def choose_recipe(overview: Overview) -> Choice:
     if room >= 1 and not torch.cuda.is_available():
         if room < probe.probe.views:
             changes["probe.views"] = str(room)
-        reason = "photographs: a network that knows ImageNet is frozen, only its head is fitted"
+        reason = "photographs: a network pretrained on ImageNet is frozen, only its head is fitted"
         return Choice("probe", changes, reason + weights)
-    return Choice("finetune", changes, "photographs: a network that knows ImageNet is trained further" + weights)
+    return Choice("finetune", changes, "photographs: a network pretrained on ImageNet is fine-tuned" + weights)
 
 
 def _class_of(relative: Path) -> str | None:

@@ -83,8 +83,8 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Let every batch norm of the model use the global batch's statistics; parameters and state dict are kept.
 
     On GPUs `timm.layers.convert_sync_batchnorm` converts torch's and timm's norms, and `SyncPatchNorm` takes the place
-    of ours, whose channels are the last axis. The conversion is tested; training on several GPUs was not, for want
-    of them. On CPUs all of them are replaced by norms of this file, which are tested with two processes.
+    of ours, whose channels are the last axis. The conversion is tested; training on several GPUs was not, as
+    none were at hand. On CPUs all of them are replaced by norms of this file, which are tested with two processes.
 
     Args:
         model: changed in place, unless it is a norm itself.

@@ -19,7 +19,7 @@ class KeptModel:
     """A model folder in a run folder.
 
     Args:
-        folder: where it stands.
+        folder: its path.
         half: store the weights as float16.
     """
 
@@ -36,14 +36,14 @@ class KeptModel:
         model.save_pretrained(self.folder, dtype="float16" if self.half else "float32")
 
     def metadata(self) -> Metadata:
-        """What it says about itself; empty when there is none, or none that can be read."""
+        """Its metadata; empty when there is none, or none that can be read."""
         try:
             return read_config(self.folder)[1]
         except UserError:
             return Metadata()
 
     def load(self) -> AttentionClassifier:
-        """The network, with what it says about itself.
+        """The network, with its metadata.
 
         Raises:
             UserError: it is missing or damaged.
@@ -72,7 +72,7 @@ def metadata(
     seconds: float,
     **more: Any,
 ) -> Metadata:
-    """What a trained model says of itself: its classes, its preprocessing, and where it came from.
+    """A trained model's metadata: its classes, its preprocessing, and where it came from.
 
     Args:
         recipe: that it was trained by.
@@ -85,10 +85,10 @@ def metadata(
     """
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     counts = {name: len(split) for name, split in splits.items() if split is not None}
-    told = recipe.to_dict()
-    told["data"]["root"] = None  # a folder of this machine; the model folder travels
+    recorded = recipe.to_dict()
+    recorded["data"]["root"] = None  # a folder of this machine; the model folder travels
     provenance = {
-        "recipe": told,
+        "recipe": recorded,
         "data": {"name": data.name, **counts, "fingerprint": dict(fingerprint)},
         "patchconvnet": __version__,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, what is written after each, and when to stop.
 
 A `Run` has the parts: images from `EpochBatches`, weights moved by a `Learner`, the best model as a `KeptModel`.
-`resuming` takes it up where a checkpoint stands, `finishing` calibrates and tests what is kept. Lightning Fabric moves
+`resuming` continues from a checkpoint, `finishing` calibrates and tests what is kept. Lightning Fabric moves
 all of it over devices and nodes.
 """
 
@@ -37,9 +37,9 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
     Args:
         recipe: what to do. A resumed run may have other `epochs`; the learning rate then follows the new schedule.
         run: the run folder; must be new or empty unless resumed.
-        resume: "yes" goes on from the run's last checkpoint, "auto" does so if there is one; on a CPU the result is
+        resume: "yes" continues from the run's last checkpoint, "auto" does so if there is one; on a CPU the result is
             bit-equal to that of an uninterrupted run while the number of threads stays the same; a run whose number was
-            chosen ("auto") goes on with the one that its checkpoint names.
+            chosen ("auto") continues with the one that its checkpoint names.
         hardware: devices; one, of the best kind there is, when left out.
 
     Returns:

@@ -15,7 +15,7 @@ class TrainingProgress:
     Args:
         epochs, steps: of the run, and of an epoch.
         classes: of the data; top-5 is shown where there are more than five.
-        first_epoch: where a resumed run goes on.
+        first_epoch: where a resumed run continues.
         enabled: whether this process may write.
     """
 
@@ -42,7 +42,7 @@ class TrainingProgress:
         self.bar.stop()
 
     def step(self, epoch: int, done: int, loss: float, top1: float, images_per_second: float) -> None:
-        """Show where the run stands after `done` steps of an epoch; loss and accuracy are means of the epoch so far."""
+        """Show progress after `done` steps of an epoch; loss and accuracy are means of the epoch so far."""
         self.bar.update(
             self.task,
             completed=epoch * self.steps + done,

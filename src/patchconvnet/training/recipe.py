@@ -44,9 +44,9 @@ class DataOptions:
     Args:
         name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
         root: where the data is, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
-        validation: images set aside of the training set to choose the best epoch by: a share below 1, a number, or
+        validation: training images set aside to choose the best epoch by: a share below 1, a number, or
             0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.
-        test: share or number of images set aside for the test, where the data has no test set of its own.
+        test: share or number of images set aside for the test, where the data comes without a test set.
         seed: of that choice.
         strict: stop at an image that cannot be read, instead of leaving it out with a warning.
         memory_gb: images from files are decoded once and kept in memory while they need no more than this.
@@ -68,11 +68,11 @@ class ModelOptions:
     """Which network.
 
     Args:
-        name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to go on from, or
+        name: a variant (see `patchconvnet models`), a published tag with `pretrained`, a model folder to start from, or
             a timm model such as resnet50, which gets attention pooling.
         pretrained: start from the tag's published weights; other classes get a new classifier.
-        whiten: begin with filters that decorrelate the training images' pixels; for networks with a pooled stem that
-            start from nothing.
+        whiten: start with filters that decorrelate the training images' pixels; for networks with a pooled stem that
+            are trained from scratch.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """
@@ -98,12 +98,12 @@ class OptimizationOptions:
         schedule: half a "cosine", or "linear", which is better for trainings of a few epochs.
         label_smoothing: share of the target spread evenly over all classes.
         clip_gradient: largest norm of the gradient; None for no limit.
-        accumulate: parts that a batch is worked through in, when it does not fit into memory at once.
-        layer_decay: the rate of each layer is that of the layer behind it times this; for networks that come with
-            weights, whose first layers need to change least.
-        freeze_batch_norm: keep the statistics of batch norm that a network comes with, where batches are too small to
-            have good ones.
-        balanced: weigh each class's images in the loss so that all classes count alike.
+        accumulate: parts that a batch is divided into, one after the other, when it does not fit into memory at once.
+        layer_decay: each layer's rate is the next layer's times this; for pretrained networks, whose first layers need
+            to change least.
+        freeze_batch_norm: keep a pretrained network's batch norm statistics, where batches are too small to give good
+            ones.
+        balanced: weight the loss so that all classes count equally.
         ema_decay: decay per step of an exponential moving average of the weights, which is then what is validated and
             kept; it grows to this value over the first steps.
     """
@@ -157,8 +157,8 @@ class MonitorOptions:
     """The attention figures drawn while training.
 
     Args:
-        every: epochs between two images; 0 for none. The last epoch always gets one.
-        images: how many validation images are followed.
+        every: epochs between two figures; 0 for none. The last epoch always gets one.
+        images: how many validation images are shown.
     """
 
     every: int = 1
@@ -170,9 +170,9 @@ class ProbeOptions:
     """What `method: probe` fits on the frozen backbone's patches.
 
     Args:
-        views: of each training image: itself, and as the augmentation changes it. The backbone runs once for each.
-        queries: that learn where to look, each for an equal slice of the channels; 0 keeps attention uniform.
-        balanced: weigh each class's images so that all classes count alike.
+        views: versions of each training image: itself, and augmented ones. The backbone runs once for each.
+        queries: how many learn to attend, each to an equal slice of the channels; 0 keeps attention uniform.
+        balanced: weight the loss so that all classes count equally.
     """
 
     views: int = 4
@@ -195,13 +195,13 @@ class Recipe:
         method: "train" all weights by gradient descent; or "probe": the backbone is frozen, pooling and classifier are
             fitted to its patches, in seconds; or "finetune": such a probe first, then all weights.
         probe: of `method: probe` and `finetune`.
-        patience: stop after so many epochs without a better validation accuracy; None for all epochs.
-        epochs: times that the training set is gone through.
-        batch_size: images in a step, over all devices.
+        patience: stop after this many epochs without a better validation accuracy; None for all epochs.
+        epochs: passes over the training set.
+        batch_size: images in a step, all devices together.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
         seed: of the weights, the order and the augmentation.
-        half_weights: store the model folder's weights as float16 (half the size); they are what is tested.
-        compile: let torch.compile build the network first.
+        half_weights: store the model folder's weights as float16 (half the size); these are tested.
+        compile: compile the network with torch.compile first.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -275,7 +275,7 @@ class Recipe:
             raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
         if self.batch_size % o.accumulate:
             raise UserError(
-                f"batch_size {self.batch_size} cannot be worked through in {o.accumulate} equal parts; choose an "
+                f"batch_size {self.batch_size} cannot be divided into {o.accumulate} equal parts; choose an "
                 f"optimization.accumulate that divides it"
             )
         if o.fallback_learning_rate is not None and not o.has_fallback:

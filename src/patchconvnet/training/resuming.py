@@ -1,4 +1,4 @@
-"""A run taken up where its checkpoint stands: the same images, the weights, the kept model."""
+"""Resuming a run from its checkpoint: the same images, the weights, the kept model."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class Resumed(NamedTuple):
 
 
 def resume(run: Run) -> Resumed:
-    """Take up the run's checkpoint, if there is one; all processes together.
+    """Continue from the run's checkpoint, if there is one; all processes together.
 
     Raises:
         UserError: the checkpoint is damaged, its run is longer than the recipe, its images or its network are others,
@@ -93,7 +93,7 @@ def _restore_kept(run: Run) -> None:
     lost = f"{fault}; the checkpoint holds epoch {standing.epoch}, not the best one, {standing.best_epoch + 1}"
     if run.is_finished:
         raise UserError(
-            f"{lost}. Train on with more --epochs, the best of which is then kept, or begin a new run in another --out"
+            f"{lost}. Continue with more --epochs, the best of which is then kept, or begin a new run in another --out"
         )
     warnings.warn(f"{lost}. The best of the epochs that follow is kept instead", stacklevel=2)
     standing.best_epoch, standing.best_top1 = -1, -1.0

@@ -1,4 +1,4 @@
-"""One training's parts, put together: its images, its network, what it keeps, and where it stands."""
+"""The parts of one training: its images, its network, the model that it keeps, and its progress."""
 
 import time
 import warnings
@@ -34,10 +34,10 @@ class Run:
     Attributes:
         first: whether this process writes files and messages.
         data: the images by split.
-        fingerprint: what tells them from others.
+        fingerprint: identifies these images.
         batches: the training images, epoch by epoch.
         learner: the network while it learns.
-        monitor: draws its attention.
+        monitor: draws its attention maps.
         kept: the model folder of the best epoch.
         standing: how far the training is.
 
@@ -109,7 +109,7 @@ class Run:
             UserError: the disk is full or the folder cannot be written.
         """
         extensions = {"extensions": self.standing.extensions} if self.standing.extensions else {}
-        told = metadata(
+        about = metadata(
             self.recipe,
             self.data,
             self.fingerprint,
@@ -119,7 +119,7 @@ class Run:
             precision=self.precision,
             **extensions,
         )
-        self.kept.write(self.learner.whole, told)
+        self.kept.write(self.learner.whole, about)
 
     def learning_rate(self, step: int) -> float:
         """The schedule's, at a step counted from 0 over all epochs."""

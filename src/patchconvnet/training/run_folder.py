@@ -1,7 +1,7 @@
 """The run folder: what a training leaves, written so that a kill at any moment or a full disk spoils nothing.
 
 Files are written aside and then renamed. The checkpoint is the one truth: `metrics.csv` and `best/` follow from it, and
-are written again when a run goes on after a kill between them. One training at a time holds the folder's lock.
+are written again when a run is resumed after a kill between them. One training at a time holds the folder's lock.
 """
 
 import csv
@@ -38,13 +38,13 @@ LOCK_FILE = "lock"
 _BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
 MODEL_FILES = ("config.json", "model.safetensors")
 _FIELDS_OF_EVERY_RUN = {"data", "model", "preprocessing", "augmentation", "optimization", "epochs", "seed"}
-# what a recipe may say otherwise when a run goes on: what does not change the weights, and how long it is
+# fields that may differ when a run is resumed: those that do not change the weights, and the run's length
 FREE_TO_CHANGE = ("epochs", "monitor.every", "data.root", "data.memory_gb", "data.workers")
 
 
 @dataclass
 class Standing:
-    """Where a run stands after its last epoch; a checkpoint holds it beside the weights.
+    """A run's progress after its last epoch; a checkpoint holds it beside the weights.
 
     Attributes:
         epoch: how many are done.
@@ -92,7 +92,7 @@ class RunFolder:
 
     Args:
         path: the folder; need not exist.
-        checkpoint: name of the file by which a run is gone on with.
+        checkpoint: name of the file that a run is resumed from.
     """
 
     def __init__(self, path: Path, checkpoint: str = "last.ckpt"):
@@ -106,7 +106,7 @@ class RunFolder:
         self._metrics = path / "metrics.csv"
 
     def open(self, recipe: Recipe, resume: Resume) -> None:
-        """Lock the folder, and make it ready for a new run, or check that it holds one to go on with.
+        """Lock the folder, and make it ready for a new run, or check that it holds one to resume.
 
         Raises:
             UserError: another training writes into it, it holds a run already, or something else, or nothing to resume,
@@ -183,14 +183,12 @@ class RunFolder:
                 raise UserError(f"{self.path} is a file; --out must be a folder")
             if self.checkpoint.is_file():
                 if resume == "no":
-                    raise UserError(
-                        f"{self.path} holds a run already; give --resume to go on with it, or another --out"
-                    )
+                    raise UserError(f"{self.path} holds a run already; give --resume to continue it, or another --out")
                 self._check_recipe(recipe)
             elif resume == "yes":
                 raise UserError(f"nothing to resume: there is no {self.checkpoint}; to begin a run, give no --resume")
             elif self._holds_something_else():
-                raise UserError(f"{self.path} holds files, but no run to go on with; choose a new or empty --out")
+                raise UserError(f"{self.path} holds files, but no run to resume; choose a new or empty --out")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `checkpoints/last.ckpt`; the one before stays until the new one is complete.
@@ -253,7 +251,7 @@ class RunFolder:
             kept = f"; {self.checkpoint} is as it was" if os.path.isfile(self.checkpoint) else ""
             raise UserError(
                 f"cannot write to the run folder {self.path}: {error.strerror or error}{kept}. Make room or make the "
-                f"folder writable, then go on with: patchconvnet train --resume auto --out {self.path}"
+                f"folder writable, then continue with: patchconvnet train --resume auto --out {self.path}"
             ) from error
 
     def _check_recipe(self, recipe: Recipe) -> None:

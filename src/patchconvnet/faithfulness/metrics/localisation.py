@@ -25,7 +25,7 @@ MANY = 50  # parts above one threshold
 
 
 def pointing(maps: Tensor, objects: Tensor) -> Tensor:
-    """The pointing game: 1 where the map's largest value lies on the object, else 0.
+    """The pointing game: 1 where the map's largest value is on the object, else 0.
 
     Zhang et al. 2016, arXiv 1608.00507, section 4.2, without its tolerance of 15 pixels. Where several pixels share the
     largest value all of them must lie on the object, and an uninformative map is a miss.
@@ -42,7 +42,7 @@ def pointing(maps: Tensor, objects: Tensor) -> Tensor:
 
 
 def energy(maps: Tensor, objects: Tensor) -> Tensor:
-    """The share of the positive attribution that lies on the object, in 0..1; chance is the object's share of pixels.
+    """The share of the positive attribution that is on the object, in 0..1; chance is the object's share of pixels.
 
     The energy-based pointing game of Wang et al. 2020 (Score-CAM, arXiv 1910.01279), section 4.3. An
     uninformative map, or one that has no positive value, scores 0.
@@ -208,7 +208,7 @@ def _pixels(case: Case) -> list[Any]:
 
 def _pixels_estimates(values: Values) -> dict[str, Estimate]:
     histograms = np.array([*values["pixels"].values()])
-    if not histograms[:, 0].any():  # no object lies where the network looked
+    if not histograms[:, 0].any():  # no object is on the network input
         return {}
 
     def precision(rows: np.ndarray) -> float:

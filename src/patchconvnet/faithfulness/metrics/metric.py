@@ -24,7 +24,7 @@ class Column:
         title: in the report.
         better: which way is better.
         about: what it means, in a sentence or two, with its source.
-        chance: what a map that knows nothing scores, where that is known beforehand.
+        chance: what a random map scores, where that is known beforehand.
         contest: whether being ahead is a merit by itself.
         group: of the report's tables.
     """
@@ -93,7 +93,7 @@ class Metric:
         better: which way is better.
         about: what it means, in a sentence or two.
         source: where it comes from.
-        compute: the value of each image or mosaic of a batch, as JSON knows values; None where there is none.
+        compute: the value of each image or mosaic of a batch, as JSON values; None where there is none.
         stage: computed from the "maps" of all images, from those of "mosaics", or "repeated": from many maps of some
             images, which it makes itself.
         needs: what the data must have.

@@ -35,7 +35,7 @@ def road(
 
     Rong et al. 2022, arXiv 2202.00449: noisy linear imputation (`imputation.impute`, on the CPU) of the most (MoRF) and
     of the least (LeRF) important 10, 20 … 90 % of the pixels. The score is (mean LeRF − mean MoRF) / 2 of the class's
-    probability, as in pytorch-grad-cam's `ROADCombined`; high is good, and an order that knows nothing has 0. So has an
+    probability, as in pytorch-grad-cam's `ROADCombined`; high is good, and a random order has 0. So has an
     uninformative map. An image's score does not depend on the other images of the batch.
 
     Args:

@@ -73,7 +73,7 @@ def outlined(example: Example, image: np.ndarray) -> np.ndarray:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image (H, W, 3) as a JPEG that stands in the page itself."""
+    """An image (H, W, 3) as a JPEG embedded in the page."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=88, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
