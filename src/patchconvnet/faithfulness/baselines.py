@@ -261,7 +261,7 @@ BASELINES = (
         passes=lambda options: float(options.rise_masks),
         all_classes_at_once=True,
     ),
-    _control("edges", "Edges", "Sobel's filter on the image; knows no network", _edges),
+    _control("edges", "Edges", "Sobel's filter on the image; ignores the network", _edges),
     _control("centre", "Centre", "a Gaussian at the centre, sigma a quarter of the side", _centre),
     _control("random", "Random patches", "noise, one value a patch", _random_patches),
     _control("random_pixels", "Random pixels", "noise, one value a pixel", _random_pixels),

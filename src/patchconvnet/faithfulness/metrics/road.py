@@ -91,7 +91,7 @@ METRICS = (
         "ROAD",
         "high",
         "The most, or the least, important tenths of the pixels are filled in from their neighbours, so that the holes "
-        "have no shape to see: half the difference of the class's probability. An order that knows nothing has 0",
+        "have no shape to see: half the difference of the class's probability. A random order has 0",
         "Rong et al. 2022, arXiv 2202.00449",
         _road,
         chance=0.0,

@@ -97,13 +97,12 @@ def _beside_the_others(summary: Summary, method: Method) -> tuple[list[str], lis
     weak = []
     if useless:
         weak.append(
-            f"{method.title} is no better than a map that knows nothing of the network on {_list(useless)}: it adds "
+            f"{method.title} is no better than a map that ignores the network on {_list(useless)}: it adds "
             "nothing there."
         )
     if unsure:
         weak.append(
-            f"There are too few images to tell {method.title} from a map that knows nothing of the network on "
-            f"{_list(unsure)}."
+            f"There are too few images to tell {method.title} from a map that ignores the network on {_list(unsure)}."
         )
     if worse:
         behind = [f"behind {rival} on {_list(measures)}" for rival, measures in worse.items()]
@@ -163,7 +162,7 @@ def _of_the_measures(summary: Summary) -> list[str]:
     if pixels and patches and pixels.mean < patches.mean - SURE * (pixels.error + patches.error):
         sentences.append(
             f"Deletion rewards scattered holes: noise by pixels has {pixels.mean:.3f}{_missing(pixels)}, by patches "
-            f"{patches.mean:.3f}{_missing(patches)}, and neither knows anything. Maps of pixels and maps of patches "
+            f"{patches.mean:.3f}{_missing(patches)}, and both ignore the network. Maps of pixels and maps of patches "
             "cannot be compared by it."
         )
     centre = _enough(summary, "centre", "stability_noise")

@@ -18,7 +18,7 @@ from patchconvnet.faithfulness.statistics import LEAST_VALUES, Estimate
 from patchconvnet.faithfulness.summary import Summary
 
 ARROWS = {"high": "↑", "low": "↓", "near zero": "→ 0"}
-KINDS = {"ours": "Ours", "method": "Usual methods, same network", "control": "Controls: know nothing of the network"}
+KINDS = {"ours": "Ours", "method": "Usual methods, same network", "control": "Controls: ignore the network"}
 GROUPS = {
     "faithfulness": "Does a map show what the decision depends on?",
     "annotations": "Does it agree with the annotations?",
