@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,11 @@ def test_help_names_no_python_types(name: str, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert "<class" not in text
     assert "type:" not in text
-    assert "required, default" not in text
+    for option in re.split(r"\n  (?=-)", text)[1:]:
+        about = " ".join(option.split()[2:])  # behind its name and its value's
+        assert not ("(required)" in about and "default" in about), about
+        assert about.count("(default: ") + about.count("by default") <= 1, about
+        assert "None" not in about, about
     assert "CONFIG" not in text
 
 

@@ -97,7 +97,7 @@ class OptimizationOptions:
         warmup: share of all steps in which the rate grows linearly from 0, before the schedule takes it back to 0.
         schedule: half a "cosine", or "linear", which is better for trainings of a few epochs.
         label_smoothing: share of the target spread evenly over all classes.
-        clip_gradient: largest norm of the gradient; None for no limit.
+        clip_gradient: largest norm of the gradient; by default there is no limit.
         accumulate: parts that a batch is divided into, one after the other, when it does not fit into memory at once.
         layer_decay: each layer's rate is the next layer's times this; for pretrained networks, whose first layers need
             to change least.
@@ -195,7 +195,7 @@ class Recipe:
         method: "train" all weights by gradient descent; or "probe": the backbone is frozen, pooling and classifier are
             fitted to its patches, in seconds; or "finetune": such a probe first, then all weights.
         probe: of `method: probe` and `finetune`.
-        patience: stop after this many epochs without a better validation accuracy; None for all epochs.
+        patience: stop after this many epochs without a better validation accuracy; by default all epochs are run.
         epochs: passes over the training set.
         batch_size: images in a step, all devices together.
         precision: number format of the forward pass; "auto" takes bfloat16 where the device computes in it.
