@@ -52,6 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `| head`
             give_up_output()
             return 141
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "torchvision", "timm"):
+                raise
+            print(
+                f"patchconvnet: this needs PyTorch, and {error.name} is not installed: pip install patchconvnet; "
+                "without it, explain takes an .onnx file as --model",
+                file=sys.stderr,
+            )
+            return 2
         except MemoryError:
             print("patchconvnet: out of memory; try smaller images, a smaller --size or batch", file=sys.stderr)
             return 2

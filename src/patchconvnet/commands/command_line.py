@@ -56,6 +56,8 @@ class CommandLine(ArgumentParser):
 
     def __init__(self, function: Callable[..., Any], aliases: Mapping[str, str] | None = None, **options: Any):
         name = function.__name__
+        # jsonargparse looks for it in every package above; the front door's function of that name would load torch
+        function.__qualname__ = f"{name}_command"
         super().__init__(
             prog=f"patchconvnet {name}",
             usage=options.pop("usage", f"patchconvnet {name} [options]"),

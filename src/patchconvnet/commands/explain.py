@@ -1,9 +1,10 @@
 """`patchconvnet explain`."""
 
 import errno
+import importlib.util
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,13 +15,15 @@ from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import OF_ONE_IMAGE, UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from patchconvnet.explanation import Explanation
     from patchconvnet.explanation.drawing import Drawers, Drawing
-    from patchconvnet.explanation.explainer import Question
     from patchconvnet.explanation.explanation import Saved
     from patchconvnet.explanation.removal import Removal
     from patchconvnet.models import AttentionClassifier
 
+EXPORTED = ".onnx"  # files that answer without PyTorch
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
 WORTH_FUSING = 32  # forward passes; fusing takes as long as that saves
 WORTH_DRAWING = 8  # images; a process takes as long to start as a figure to draw
@@ -60,8 +63,8 @@ def explain(
     Args:
         images: image files, folders of them, or patterns in quotes.
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
-            patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name); if not given, imagenet
-            where the extra of that name is installed, else cifar10.
+            patchconvnet_s60.fb_in1k, any timm model such as resnet50, a hub id (owner/name), or an .onnx file that
+            patchconvnet export wrote; if not given, imagenet where the extra of that name is installed, else cifar10.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         out: folder for the files that are written.
         size: another network input, such as 96 or 64x48 (height x width); a larger one gives a finer map.
@@ -85,36 +88,45 @@ def explain(
     import numpy as np
     from rich.console import Console
 
-    from patchconvnet.data.folders import find_images
+    from patchconvnet.data.image_paths import find_images
     from patchconvnet.explanation.drawing import check_processes, drawers, usable_cores
-    from patchconvnet.hardware import Threads, check_threads
     from patchconvnet.progress_bar import progress_bar
 
     _check_files(only)
     boxes = _boxes(without)
-    check_threads(threads)
     check_processes(workers)
+    exported = model is not None and model.endswith(EXPORTED)
+    if not exported:
+        from patchconvnet.hardware import check_threads
+
+        check_threads(threads)
+    _check_drawing(only)
     paths = find_images(images)
     stems = unique_stems(paths)
     _make_folder(out)
     if workers == "auto":
         workers = usable_cores() if len(paths) >= WORTH_DRAWING else 0
     with drawers(workers) as drawing:
-        from patchconvnet.explanation.explainer import Question
-        from patchconvnet.explanation.image_files import explain_files
-        from patchconvnet.models import default_model
-
-        model = default_model() if model is None else model
-        network, chosen_device = load_model(model, weights, device)
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{printable(model)}: {_knows(network)}")
-        computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
-        if refine is None:
-            refine = finer(network, size) if "figure" in only else 0
-        question = Question.of(network, size=size, target=target, top=top, refine=refine, view=view)
-        if len(paths) * (1 + 2 * refine**2) >= WORTH_FUSING and chosen_device.type == "cpu":
-            network = cast(Any, network).fuse()  # in float32: bfloat16 changes probabilities by up to five points
-        answers = explain_files(network, paths, [printable(stem) for stem in stems], question, threads=computing)
+        names_of_images = [printable(stem) for stem in stems]
+        asked: dict[str, Any] = {"size": size, "target": target, "top": top}
+        if exported:
+            _refuse_for_files(weights=weights, refine=refine, without=without, view=view, device=device)
+            asking = _ask_file(str(model), paths, names_of_images, threads, asked)
+        else:
+            asking = _ask_network(
+                model,
+                weights,
+                device,
+                paths,
+                names_of_images,
+                threads,
+                "figure" in only,
+                {**asked, "view": view},
+                refine,
+            )
+        console.print(f"{printable(asking.model)}: {_knows(asking.class_names)}")
+        answers = asking.answers
         options: dict[str, Any] = {"only": only, "map": map}
         saving = (_save(said, boxes, drawing, out, stem, options) for said, stem in zip(answers, stems, strict=True))
         shares, sheet, names, failed = [], [], [], 0
@@ -124,7 +136,7 @@ def explain(
                 try:
                     saved = each.result()
                 except OF_ONE_IMAGE as error:
-                    _raise_if_not_of_this_image(error, network, question)
+                    _raise_if_not_of_this_image(error, asking.ask)
                     if strict:
                         raise UserError(_why(path, error)) from error
                     failed += 1
@@ -144,7 +156,7 @@ def explain(
 
     if not shares:
         raise UserError(f"none of the {len(paths)} images could be explained")
-    write_text(out / "predictions.csv", predictions_csv(names, question.class_names, np.stack(shares)))
+    write_text(out / "predictions.csv", predictions_csv(names, asking.class_names, np.stack(shares)))
     if len(sheet) > 1:
         from patchconvnet.explanation.figures import contact_sheet, save_image, to_image
 
@@ -155,6 +167,85 @@ def explain(
     if failed:
         console.print(f"{failed} of {len(paths)} images could not be explained and were left out")
     return 0
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A model by its name, its classes, its answers for the files, in their order, and a way to ask about any image."""
+
+    model: str
+    class_names: Sequence[str]
+    answers: "Iterator[Explanation | Exception]"
+    ask: "Callable[[Image.Image], Any]"
+
+
+def _ask_network(
+    model: str | None,
+    weights: Path | None,
+    device: str,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    threads: int | Literal["auto"],
+    draws: bool,
+    asked: dict[str, Any],
+    refine: int | None,
+) -> _Asking:
+    """Ask a network in PyTorch."""
+    from patchconvnet.explanation.explainer import Question, answer, open_image
+    from patchconvnet.explanation.image_files import explain_files
+    from patchconvnet.hardware import Threads
+    from patchconvnet.models import default_model
+
+    model = default_model() if model is None else model
+    network, chosen_device = load_model(model, weights, device)
+    computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
+    if refine is None:
+        refine = finer(network, asked["size"]) if draws else 0
+    question = Question.of(network, refine=refine, **asked)
+    if len(paths) * (1 + 2 * refine**2) >= WORTH_FUSING and chosen_device.type == "cpu":
+        network = cast(Any, network).fuse()  # in float32: bfloat16 changes probabilities by up to five points
+    answers = explain_files(network, paths, names, question, threads=computing)
+    return _Asking(
+        model,
+        question.class_names,
+        answers,
+        lambda image: answer(network, [open_image(image, question, None, None)], question),
+    )
+
+
+def _ask_file(
+    model: str, paths: Sequence[Path], names: Sequence[str], threads: int | Literal["auto"], asked: dict[str, Any]
+) -> _Asking:
+    """Ask an exported file, without PyTorch."""
+    from patchconvnet.deploy.runtime import OnnxModel
+
+    file = OnnxModel(model, None if threads == "auto" else threads)
+
+    def answers() -> "Iterator[Explanation | Exception]":
+        for path, name in zip(paths, names, strict=True):
+            try:
+                yield file.explain(path, name=name, **asked)[0]
+            except OF_ONE_IMAGE as error:
+                yield error
+
+    return _Asking(model, file.class_names, answers(), lambda image: file.explain(image, **asked))
+
+
+def _refuse_for_files(**options: Any) -> None:
+    """Refuse what needs the network itself, of which an exported file has no more than its answer."""
+    own = {"refine": (None, 0), "view": ("own",), "device": ("auto", "cpu")}
+    for name, value in options.items():
+        if value not in own.get(name, (None,)):
+            raise UserError(
+                f"--{name} {value} needs the network itself; an exported file answers without it, on the CPU"
+            )
+
+
+def _check_drawing(only: Sequence[str]) -> None:
+    if "figure" in only and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            "figures need matplotlib: pip install matplotlib, or leave them out with --only overlay,map,json"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,24 +319,21 @@ def _short(stem: str) -> str:
     return stem if len(os.fsencode(stem)) <= LONGEST_STEM else os.fsdecode(os.fsencode(stem)[:LONGEST_STEM])
 
 
-def _knows(network: "AttentionClassifier") -> str:
-    names = network.metadata.class_names or [f"class {k}" for k in range(network.num_classes)]
+def _knows(names: Sequence[str]) -> str:
     listed = ", ".join(map(printable, names[:MOST_CLASSES_LISTED]))
     if len(names) <= MOST_CLASSES_LISTED:
         return f"knows {listed}"
     return f"knows {len(names):,} classes, such as {listed}"
 
 
-def _raise_if_not_of_this_image(error: Exception, network: Any, question: "Question") -> None:
+def _raise_if_not_of_this_image(error: Exception, ask: "Callable[[Image.Image], Any]") -> None:
     """Raise what would stop any other image too: a full disk, or an option that the model does not take."""
     from PIL import Image
-
-    from patchconvnet.explanation.explainer import answer, open_image
 
     cause = error.__cause__ or error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
-    answer(network, [open_image(Image.new("RGB", (64, 64)), question, None, None)], question)
+    ask(Image.new("RGB", (64, 64)))
 
 
 def _check_files(only: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def export(
     from PIL import Image
     from rich.console import Console
 
-    from patchconvnet.data.folders import find_images
+    from patchconvnet.data.image_paths import find_images
     from patchconvnet.data.images import read_image
     from patchconvnet.deploy.onnx_export import export_onnx
 

@@ -7,11 +7,9 @@ Images may be in folders below a class's folder. Hidden files and operating syst
 files that are left out are counted and named.
 """
 
-import glob
 import os
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -20,18 +18,19 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from patchconvnet.data.image_paths import (
+    LeftOut,
+    class_name,
+    closed_folder,
+    images_below,
+    is_image,
+    is_junk,
+    read_heif,
+)
 from patchconvnet.data.images import MOST_PIXELS, as_rgb
 from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
-IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
-# kinds of images that Pillow reads with another package only, and how to have them read
-OTHER_IMAGES = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'patchconvnet[heif]' to read them"),
-    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf"), "export raw photographs as JPEG"),
-    ".svg": "export drawings as PNG",
-}
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train",
     "val": "validation",
@@ -39,12 +38,6 @@ SPLIT_FOLDERS: dict[str, SplitName] = {
     "validation": "validation",
     "test": "test",
 }
-# what lies beside images without being one: not worth a word
-COMPANIONS = frozenset(
-    (".txt", ".csv", ".json", ".md", ".xml", ".html", ".yaml", ".yml", ".npy", ".mat", ".log", ".py")
-)
-SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
-SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information"))
 DEFAULT_SHARE = 0.1  # of a tree's images, for validation and for test each
 
 
@@ -74,10 +67,10 @@ def load_folder(
     trees = _split_folders(path)
     folder_names = _class_folders(trees.get("train") or next(iter(trees.values()))) if trees else _class_folders(path)
     class_names = [class_name(name) for name in folder_names]
-    left_out = _LeftOut()
+    left_out = LeftOut()
     found = {split: _find(tree, folder_names, left_out) for split, tree in (trees or {"all": path}).items()}
     beside = [folder for folder in _folders(path) if trees and folder.name.lower() not in SPLIT_FOLDERS]
-    beside = [folder for folder in beside if any(_images_below(folder, _LeftOut()))]
+    beside = [folder for folder in beside if any(images_below(folder, LeftOut()))]
     left_out.warn(path, _names(beside))
     found, skipped = _readable(found, path, strict, show_progress)
     if not trees:
@@ -120,65 +113,11 @@ def _split_tree(
     return DataSplits(f"folder:{path}", names, for_training, for_validation, for_test, skipped, drawn=True)
 
 
-def class_name(folder: str) -> str:
-    """The name of the class in a folder: its own, with bytes that are not UTF-8 and control characters written out."""
-    text = os.fsencode(folder).decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
-
-
-def read_heif() -> bool:
-    """Let Pillow read HEIC and HEIF, if the package for it is installed."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener()
-    IMAGE_SUFFIXES.update((".heic", ".heif", ".hif"))
-    return True
-
-
-class _LeftOut:
-    """Files that are not taken for images, counted by their endings, so that one sentence can name them."""
-
-    def __init__(self) -> None:
-        self.endings: Counter[str] = Counter()
-        self.loose = 0
-
-    def kinds(self, but: Collection[str] = ()) -> list[str]:
-        """How many of which ending, and what could be done about it."""
-        return [
-            f"{count} {ending or 'files without an ending'}" + (f" ({hint})" if hint else "")
-            for ending, count in self.endings.most_common(5)
-            for hint in [OTHER_IMAGES.get(ending)]
-            if ending not in but
-        ]
-
-    def warn(self, path: Path, folders: Sequence[str] = ()) -> None:
-        """Say what was left out of `path`, if anything."""
-        parts = self.kinds(but=COMPANIONS)
-        if self.loose:
-            parts.append(f"{self.loose} images beside the class folders, which have no class")
-        if folders:
-            parts.append(f"the folders beside its splits: {', '.join(map(class_name, folders[:5]))}")
-        if parts:
-            warnings.warn(f"left out of {path}: {'; '.join(parts)}", stacklevel=4)
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
-
-
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_junk(entry.name))
+        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_junk(entry.name))
     except OSError as error:
-        raise _closed(error) from error
-
-
-def _closed(error: OSError) -> UserError:
-    return UserError(
-        f"cannot open the folder {error.filename}: {error.strerror or error}; allow reading it, or remove it."
-    )
+        raise closed_folder(error) from error
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -211,7 +150,7 @@ def _class_folders(path: Path) -> list[str]:
     return names
 
 
-def _find(path: Path, folder_names: list[str], left_out: _LeftOut) -> ImageFiles:
+def _find(path: Path, folder_names: list[str], left_out: LeftOut) -> ImageFiles:
     """All files under a tree's class folders that are images by their name."""
     folders = _folders(path)
     if not folders:
@@ -223,12 +162,12 @@ def _find(path: Path, folder_names: list[str], left_out: _LeftOut) -> ImageFiles
         raise UserError(
             f"{path} has classes that the training folder lacks: {', '.join(map(class_name, unknown[:5]))}."
         )
-    left_out.loose += sum(_is_image(entry) for entry in path.iterdir() if entry.is_file() and not _is_junk(entry.name))
+    left_out.loose += sum(is_image(entry) for entry in path.iterdir() if entry.is_file() and not is_junk(entry.name))
     paths: list[Path] = []
     labels: list[int] = []
     empty = []
     for folder in folders:
-        images = sorted(_images_below(folder, left_out))
+        images = sorted(images_below(folder, left_out))
         if not images:
             empty.append(folder.name)
         paths += images
@@ -241,72 +180,6 @@ def _find(path: Path, folder_names: list[str], left_out: _LeftOut) -> ImageFiles
             + "; put images into it, or remove it."
         )
     return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), [class_name(name) for name in folder_names])
-
-
-def _images_below(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
-    def closed(error: OSError) -> None:
-        raise _closed(error) from error
-
-    for parent, folders, files in os.walk(folder, onerror=closed):
-        folders[:] = [name for name in folders if not _is_junk(name)]
-        for name in files:
-            if _is_junk(name):
-                continue
-            if _is_image(Path(parent, name)):
-                yield Path(parent, name)
-            else:
-                left_out.endings[os.path.splitext(name)[1].lower()] += 1
-
-
-def _is_image(path: Path) -> bool:
-    """Whether a file is an image by its name, or else by its first bytes."""
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES or suffix in OTHER_IMAGES:
-        return suffix in IMAGE_SUFFIXES
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # PIL's readers answer foreign files with errors of many types
-        return False
-
-
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Image files, for people who name files, folders and patterns.
-
-    Args:
-        sources: files, taken as they are; folders, with all images below them; patterns such as `pets/*.jpg`.
-
-    Returns:
-        Paths, each once, those of a folder or pattern in alphabetical order.
-
-    Raises:
-        UserError: a source that is none of these, or a folder or pattern without images.
-    """
-    read_heif()
-    found: dict[Path, None] = {}
-    for source in sources:
-        left_out = _LeftOut()
-        if not str(source):
-            raise UserError("an empty word is no image, folder or pattern; '.' is this folder")
-        if "\0" in str(source):
-            raise UserError(f"{class_name(str(source))!r} is not a file name.")
-        path = Path(os.path.expanduser(source))
-        if path.is_file():
-            paths = [path]
-        elif path.is_dir():
-            paths = sorted(_images_below(path, left_out))
-        else:
-            matches = [match for name in glob.glob(str(path), recursive=True) if (match := Path(name)).is_file()]
-            paths = sorted(match for match in matches if _is_image(match))
-            left_out.endings.update(match.suffix.lower() for match in matches if match not in paths)
-            if not paths and not glob.has_magic(str(path)):
-                raise UserError(f"there is no image or folder {source}.")
-        if not paths:
-            others = "; ".join(left_out.kinds())
-            raise UserError(f"no images in {source}; it has {others or 'no files'}.")
-        left_out.warn(path)
-        found.update(dict.fromkeys(paths))
-    return list(found)
 
 
 def _readable(

@@ -9,6 +9,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from patchconvnet.deploy.description import Placement
+from patchconvnet.deploy.first_order import first_order_evidence, has_formulas
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.evidence import MAX_FIRST_ORDER_CLASSES
 from patchconvnet.models.backbones import AttentionPooled, FusedAttentionPooled
@@ -67,11 +68,10 @@ class Answers(nn.Module):
         if self.evidence and self.exact:
             answers.append(self.model.evidence_of(pooled))
         elif self.evidence:
-            assert isinstance(pooling, Pooling)
             classes = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[0], -1)
             if few := self.evidence < self.model.num_classes:
                 classes = logits.topk(self.evidence, 1).indices.sort(1).values
-            answers.append(pooling.first_order_evidence(patches, self.model.classify, classes))
+            answers.append(first_order_evidence(self.model, patches, classes))
             answers += [classes] if few else []
         return tuple(answers)
 
@@ -105,6 +105,11 @@ def evidence_count(model: AttentionClassifier, wanted: str | int) -> int:
         UserError: it is none of these, or only some were asked for of evidence that comes for all classes at once.
     """
     exact, classes = model.has_exact_evidence, model.num_classes
+    if wanted != "none" and not exact and not has_formulas(model):
+        raise UserError(
+            "this network's evidence is of first order through layers whose derivatives can't be exported; give "
+            "evidence 'none' (--evidence none) for a file with attention only"
+        )
     if wanted == "auto":
         return classes if exact or classes <= MAX_FIRST_ORDER_CLASSES else LIKELIEST
     if wanted in ("all", "none"):

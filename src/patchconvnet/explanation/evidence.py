@@ -30,7 +30,7 @@ class ForwardMaps(NamedTuple):
         evidence: (B, K', h, w).
         bias: (K,), the classifier's.
         exact: whether evidence sums to logit − bias by construction.
-        patches: (B, h, w, C), what the pooling read.
+        patches: (B, h, w, C), what the pooling read; None of an exported file.
     """
 
     logits: Tensor
@@ -39,11 +39,17 @@ class ForwardMaps(NamedTuple):
     evidence: Tensor
     bias: Tensor
     exact: bool
-    patches: Tensor
+    patches: Tensor | None
 
     def evidence_of(self, classes: Tensor) -> Tensor:
         """(B, T, h, w): the evidence for classes (B, T), all of which have some."""
-        rows = (self.classes[:, None, :] == classes[:, :, None]).int().argmax(-1)
+        same = self.classes[:, None, :] == classes[:, :, None]
+        if not same.any(-1).all():
+            raise UserError(
+                "this exported file gives evidence for each image's likeliest classes only, which differ between "
+                "shifted images; take refine 0, or export with evidence for all classes"
+            )
+        rows = same.int().argmax(-1)
         return self.evidence.gather(1, rows[..., None, None].expand(-1, -1, *self.evidence.shape[2:]))
 
 
@@ -59,6 +65,9 @@ def forward_with_maps(model: nn.Module, images: Tensor, classes: tuple[int, ...]
     Raises:
         UserError: the model has no pooling head of this package, or no classifier.
     """
+    if isinstance(model, AttentionClassifier) and (whole := model.whole_answer(images)) is not None:
+        known = model.get_parameter("head.bias")
+        return ForwardMaps(*whole, known, model.has_exact_evidence, None)
     if not (isinstance(model, AttentionClassifier) and isinstance(pooling := model.pooling, Pooling)):
         raise UserError(
             f"{type(model).__name__} has no attention pooling, so there is no map to show; use a PatchConvNet with a "

@@ -293,7 +293,9 @@ def _answer_together(model: nn.Module, images: list[Opened], question: Question)
             refine=question.refine,
             temperature=temperature_of(model),
             source=opened.source,
-            forward_pass=ForwardPass(network, plain.patches[i : i + 1].cpu().clone(), plain_grid, preprocessing),
+            forward_pass=None
+            if plain.patches is None
+            else ForwardPass(network, plain.patches[i : i + 1].cpu().clone(), plain_grid, preprocessing),
         )
         for i, opened in enumerate(images)
     ]

@@ -42,6 +42,22 @@ class Output(NamedTuple):
     evidence: Tensor | None = None
 
 
+class WholeAnswer(NamedTuple):
+    """What a network answers that can be asked as a whole only.
+
+    Attributes:
+        logits: (B, K).
+        attention: (B, Q, h, w).
+        classes: (B, K') int64, those that have evidence.
+        evidence: (B, K', h, w).
+    """
+
+    logits: Tensor
+    attention: Tensor
+    classes: Tensor
+    evidence: Tensor
+
+
 class AttentionClassifier(nn.Module):
     """Images (B, C_in, H, W) → patches (B, C, h, w) → pooled vector(s) → logits (B, K).
 
@@ -65,6 +81,10 @@ class AttentionClassifier(nn.Module):
     head: nn.Module
 
     # What a subclass gives
+
+    def whole_answer(self, image: Tensor) -> WholeAnswer | None:
+        """What an exported file answers; None from networks, whose patches and pooling can be asked themselves."""
+        return None
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Image (B, C_in, H, W) → patches (B, C, h, w)."""

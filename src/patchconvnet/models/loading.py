@@ -1,6 +1,7 @@
 """The one loader: any trained network, by its folder or its name; this package's, and timm's with attention pooling."""
 
 import difflib
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.patchconvnet import PatchConvNet
 from patchconvnet.models.weights import CONFIG_FILE, load_pretrained, published_tags, shipped_models
 
+# files that `patchconvnet export` writes, and where they are read: above the models, so it is found by its name
+EXPORTED = {".onnx": "patchconvnet.deploy.exported"}
 KINDS: list[type[AttentionClassifier]] = [PatchConvNet, AttentionPooled]
 
 
@@ -30,9 +33,9 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
 
     Args:
         source: a model folder, or a run folder, of which the best model is taken; a model that ships with the package
-            (`cifar10`); `imagenet`; a published PatchConvNet (`patchconvnet_s60.fb_in1k`); a timm model (`resnet50`,
-            `convnext_tiny.in12k_ft_in1k`); or a hub id (`owner/name`) of a model folder or a timm model. What exists as
-            a folder is never asked for elsewhere.
+            (`cifar10`); an `.onnx` file that `patchconvnet export` wrote; `imagenet`; a published PatchConvNet
+            (`patchconvnet_s60.fb_in1k`); a timm model (`resnet50`, `convnext_tiny.in12k_ft_in1k`); or a hub id
+            (`owner/name`) of a model folder or a timm model. What exists as a folder is never asked for elsewhere.
         weights: a checkpoint of the network that `source`, the name of a timm model or of a variant of PatchConvNet,
             stands for: `.safetensors`, or a PyTorch file of weights alone.
         options: configuration fields to change, such as `drop_path_rate`; another `num_classes` gets a fresh head.
@@ -50,6 +53,8 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
         path, name = path / "best", str(path / "best")
     if weights is not None:
         return _with_checkpoint(path, name, Path(weights).expanduser(), options)
+    if path.suffix in EXPORTED and not path.is_dir():
+        return importlib.import_module(EXPORTED[path.suffix]).load_exported(path)
     if path.is_dir():
         config = _config(path)
         if _is_timms(config):

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from patchconvnet.data.folders import SPLIT_FOLDERS, find_images
+from patchconvnet.data.folders import SPLIT_FOLDERS
+from patchconvnet.data.image_paths import find_images
 from patchconvnet.errors import UserError
 from patchconvnet.models.imagenet import packaged_weights
 from patchconvnet.training.recipe import read_recipe

@@ -9,7 +9,7 @@ import warnings
 
 from PIL import Image
 
-from patchconvnet.data.folders import read_heif
+from patchconvnet.data.image_paths import read_heif
 from patchconvnet.data.images import as_rgb
 from patchconvnet.deploy.server.problems import Problem
 from patchconvnet.errors import UserError, first_line
