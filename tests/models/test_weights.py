@@ -84,7 +84,11 @@ def test_a_model_comes_back_from_its_folder(variant: str, tmp_path: Path) -> Non
     ours, theirs = loaded(image, return_attention=True), model(image, return_attention=True)
     assert torch.equal(ours.logits, theirs.logits)
     assert torch.equal(ours.attention, theirs.attention)
-    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2**-11), ("bfloat16", 2**-8)])
@@ -127,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) ->
 
 def test_saving_over_a_model_leaves_no_other_files(folder: Path) -> None:
     small().save_pretrained(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

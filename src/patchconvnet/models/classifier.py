@@ -271,7 +271,7 @@ class AttentionClassifier(nn.Module):
     # Reading and writing
 
     def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> Path:
-        """Write the model folder: `config.json` and `model.safetensors` (see `weights.write_model_folder`)."""
+        """Write the model folder: configuration, weights and a model card (see `weights.write_model_folder`)."""
         architecture = {"kind": self.kind, **asdict(self.config)}
         return weights.write_model_folder(Path(folder), architecture, self.metadata, self.state_dict(), dtype)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from patchconvnet.errors import UserError, first_line, shortened
 from patchconvnet.files import write_atomic
 from patchconvnet.models import hub
+from patchconvnet.models.model_card import CARD_FILE, MARK, model_card
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -70,7 +71,7 @@ def temperature_of(model: nn.Module) -> float:
 def write_model_folder(
     folder: Path, architecture: dict[str, Any], metadata: Metadata, state: Mapping[str, Tensor], dtype: str = "float32"
 ) -> Path:
-    """Write `config.json` and `model.safetensors` into `folder`, both aside first and then renamed.
+    """Write `config.json`, `model.safetensors` and a model card into `folder`, aside first and then renamed.
 
     `config.json` gets the weights' checksum, by which `read_model_folder` notices a file that was damaged later.
 
@@ -109,9 +110,23 @@ def write_model_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / CONFIG_FILE, write_both)
+        write_card(folder, architecture, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return folder
+
+
+def write_card(folder: Path, architecture: Mapping[str, Any], metadata: Metadata) -> None:
+    """Write `README.md`, unless there is one that somebody else has written or made his own.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    file = folder / CARD_FILE
+    if file.is_file() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        return
+    text = model_card(architecture, metadata.class_names, metadata.preprocessing, metadata.provenance, metadata.metrics)
+    write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:

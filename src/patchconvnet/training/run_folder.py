@@ -36,7 +36,7 @@ Resume = Literal["no", "yes", "auto"]
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = "lock"
 _BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
-MODEL_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = ("config.json", "model.safetensors", "README.md")
 _FIELDS_OF_EVERY_RUN = {"data", "model", "preprocessing", "augmentation", "optimization", "epochs", "seed"}
 # fields that may differ when a run is resumed: those that do not change the weights, and the run's length
 FREE_TO_CHANGE = ("epochs", "monitor.every", "data.root", "data.memory_gb", "data.workers")
