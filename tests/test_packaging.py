@@ -56,6 +56,10 @@ def test_distributions_hold_what_they_need_and_no_images_of_others(built: Path) 
         "recipes/digits.yaml",
         "pretrained/cifar10/model.safetensors",
         "pretrained/cifar10/config.json",
+        "deploy/web/index.html",
+        "deploy/web/app.js",
+        "deploy/web/samples/boat.svg",
+        "deploy/web/icon.png",
     ):
         assert f"patchconvnet/{needed}" in names
     assert not [name for name in names if name.startswith("tests/")]
