@@ -382,4 +382,33 @@ def _options() -> list[Case]:
     ]
 
 
-CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options()]
+def _serving() -> list[Case]:
+    serve = ["serve", "--port=0", "--model"]
+    model = [*serve, "model"]
+    return [
+        Case("serving", ["serve"], (2,), "required: --model"),
+        Case("serving", [*serve, ""], (2,), "there is no model"),
+        Case("serving", [*serve, "nul\0"], (2,), "there is no model"),
+        Case("serving", [*serve, "absent.onnx"], (2,), "absent.onnx"),
+        Case("serving", [*serve, "images/good.png"], (2,), "good.png"),
+        Case("serving", [*serve, "models/not_json"], (2,), "not_json"),
+        Case("serving", [*serve, "models/empty"], (2,), "empty"),
+        Case("serving", [*model, "--port", "65536"], (2,), "between 0 and 65535"),
+        Case("serving", [*model, "--port", "http"], (2,), "--port: expected a whole number, not http"),
+        Case("serving", [*model, "--host", "nul\0"], (2,), "cannot listen"),
+        Case("serving", [*model, "--host", "a" * 300], (2,), "cannot listen"),
+        Case("serving", [*model, "--host", "203.0.113.7"], (2,), "cannot listen at 203.0.113.7"),
+        Case("serving", [*model, "--workers", "0"], (2,), "--workers is 0"),
+        Case("serving", [*model, "--queue", "0"], (2,), "--queue is 0"),
+        Case("serving", [*model, "--batch=-1"], (2,), "--batch is -1"),
+        Case("serving", [*model, "--seconds", "nan"], (2,), "expected a number, not nan"),
+        Case("serving", [*model, "--megabytes", "1e99"], (2,), "--megabytes is 1e+99"),
+        Case("serving", [*model, "--token", "absent"], (2,), "there is no token file absent"),
+        Case("serving", [*model, "--token", "data"], (2,), "cannot read the token file data"),
+        Case("serving", [*model, "--token", "images/good.png"], (2,), "other characters than ASCII"),
+        Case("serving", [*model, "--token", "images/empty.png"], (2,), "one word of at least 16 characters"),
+        Case("serving", [*model, "--tokn", "x"], (2,), "Did you mean --token?"),
+    ]
+
+
+CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving()]

@@ -1,5 +1,6 @@
 """`patchconvnet serve`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def serve(
         megabytes=megabytes,
         megapixels=megapixels,
         images=images,
+        threads=None if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
     )
     if token is not None:
         read_token(token)  # said here, not by each worker

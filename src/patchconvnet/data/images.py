@@ -55,8 +55,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
         raise UserError(f"its pixels are numbers of 32 bit (mode {image.mode}); scale them to 8 or 16 bit first")
     if image.mode.startswith("I"):  # 16 bit: PNG gives "I;16", some formats "I"; PIL's own conversion cuts at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)  # 32 bit and in place: large images need memory
+        values *= 255
+        values += 32767
+        values //= 65535
+        image = Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

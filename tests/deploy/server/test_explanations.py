@@ -137,3 +137,14 @@ def test_it_lives_and_is_ready(server: Running, client: httpx.Client) -> None:
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/cifar10/ready"):
         assert client.get(path).status_code == 200
     assert "Traceback" not in server.log()
+
+
+def test_an_answer_tells_what_would_be_said_without_some_patches(client: httpx.Client, cat: bytes) -> None:
+    assert client.get("/v1/model").json()["removal"]
+    answer = client.post("/v1/explain", params={"top": 10}, files={"image": cat}).json()
+    expected = patchconvnet.explain("cifar10", io.BytesIO(cat)).without((100, 50, 300, 200))
+    kept = ~expected.patches
+    (attention,) = np.array(answer["attention"]["maps"])
+    for one in answer["evidence"]["maps"]:
+        logit = one["bias"] + np.array(one["map"])[kept].sum() / attention[kept].sum()
+        assert logit == pytest.approx(expected.logits[one["index"]], abs=1e-4)

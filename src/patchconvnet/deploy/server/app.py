@@ -20,21 +20,23 @@ from patchconvnet.data.preprocessing import Geometry
 from patchconvnet.deploy import server
 from patchconvnet.deploy.server.answers import Format, as_png, as_record, kinds_of
 from patchconvnet.deploy.server.batching import BatchQueue
-from patchconvnet.deploy.server.classifier import Classifier, describe, model_name
-from patchconvnet.deploy.server.decoding import decode, known_formats
+from patchconvnet.deploy.server.budget import Budget
+from patchconvnet.deploy.server.classifier import Classifier, describe, explanation_of, model_name
+from patchconvnet.deploy.server.decoding import decode, known_formats, pixels_in
 from patchconvnet.deploy.server.metrics import Measured, Metrics
 from patchconvnet.deploy.server.opening import open_classifier
 from patchconvnet.deploy.server.problems import Problem, answer_problems, overloaded, too_slow
 from patchconvnet.deploy.server.protocol_v2 import HEADER_LENGTH, VERSION, model_metadata, read_infer, write_infer
 from patchconvnet.deploy.server.security import Security
 from patchconvnet.deploy.server.settings import Settings, read_token
-from patchconvnet.deploy.server.uploads import BODIES_AT_ONCE, Budget, Upload, body_of, drain, files_in
+from patchconvnet.deploy.server.uploads import Upload, body_of, drain, files_in
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import KINDS, class_index
 
 PAGE = FilePath(server.__file__).parents[1] / "web"
-MOST_TOP = 100  # classes whose maps an answer holds
+BODIES_AT_ONCE, IMAGES_AT_ONCE = 12, 4  # of the largest size, in memory
+MOST_TOP = 1000  # classes whose maps an answer holds
 T = TypeVar("T")
 
 _IMAGE = {
@@ -114,7 +116,10 @@ class Service:
     def __post_init__(self) -> None:
         self.name = model_name(self.settings.model)
         self.queue = BatchQueue(self.classifier, self.settings.batch, self.settings.queue, self.metrics)
-        self.budget = Budget(BODIES_AT_ONCE * self.settings.most_bytes)
+        self._bytes = Budget(BODIES_AT_ONCE * self.settings.most_bytes)
+        self._pixels = Budget(IMAGES_AT_ONCE * self.settings.most_pixels)
+        self._decoding = Budget(self.settings.most_pixels)  # resizing takes five times what the pixels do
+        self.parsing = asyncio.Lock()  # numbers in JSON take thirty times their bytes while they are read
         self._threads = ThreadPoolExecutor(self.settings.decoders, "decode")
         self._accepted = 0
 
@@ -149,15 +154,27 @@ class Service:
             self._accepted -= 1
             self.metrics.in_progress.dec()
 
+    def body_of(self, request: Request) -> contextlib.AbstractAsyncContextManager[bytes]:
+        """See `uploads.body_of`."""
+        return body_of(request, self.settings.most_bytes, self._bytes, self.settings.seconds / 2)
+
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def explain(self, upload: Upload, target: int | None, top: int) -> Explanation:
-        """The explanation of one file."""
-        image, values, geometry = await self.in_thread(self._prepare, upload.content)
-        (outputs,) = await self.queue.run(values[None], target, top)
-        return await self.in_thread(self.classifier.explanation, upload.name, image, geometry, outputs, target, top)
+    async def explain(self, upload: Upload, target: int | None, top: int, write: Callable[[Explanation], T]) -> T:
+        """What `write` makes of the explanation of one file; the image is in memory until then."""
+        pixels = await self.in_thread(pixels_in, upload.content, self.settings.most_pixels)
+        whole = self.classifier.signature.datatype == "UINT8"  # the network's input is the image once more
+        async with self._pixels.share(2 * pixels if whole else pixels):
+            async with self._decoding.share(pixels):
+                image, values, geometry = await self.in_thread(self._prepare, upload.content)
+            (outputs,) = await self.queue.run(values[None], target, top)
+
+            def answer() -> T:
+                return write(explanation_of(self.classifier, upload.name, image, geometry, outputs, target, top))
+
+            return await self.in_thread(answer)
 
     def _prepare(self, content: bytes) -> tuple[Image.Image, np.ndarray, Geometry]:
         began = time.perf_counter()
@@ -195,7 +212,7 @@ def create_app(settings: Settings, classifier: Classifier | None = None) -> Fast
         UserError: there is no such model, or no token in the token file.
     """
     token = read_token(settings.token_file) if settings.token_file else None
-    service = Service(settings, classifier or open_classifier(settings.model))
+    service = Service(settings, classifier or open_classifier(settings.model, settings.threads))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -259,14 +276,13 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """What the model says about an image, and which patches made it say so."""
         kinds, asked = kinds_of(maps), service.target(target)
-        async with service.accepted(request), body_of(request, settings.most_bytes, service.budget) as content:
+        async with service.accepted(request), service.body_of(request) as content:
             content_type = request.headers.get("content-type", "")
             (upload,) = await service.in_thread(files_in, content, content_type, "image", 1)
-            explanation = await service.explain(upload, asked, top)
             if format == "json":
-                text = await service.in_thread(lambda: json.dumps(as_record(explanation, kinds)))
+                text = await service.explain(upload, asked, top, lambda one: json.dumps(as_record(one, kinds)))
                 return Response(text, media_type="application/json")
-            png = await service.in_thread(as_png, explanation, format, kinds)
+            png = await service.explain(upload, asked, top, lambda one: as_png(one, format, kinds))
             return Response(png, media_type="image/png")
 
     @app.post(
@@ -278,14 +294,13 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
     async def batch(request: Request, top: Top = 5, target: Target = None, maps: MapKinds = "") -> Response:
         """The same for several images: a list in their order, with a problem in the place of one that is refused."""
         kinds, asked = kinds_of(maps), service.target(target)
-        async with service.accepted(request), body_of(request, settings.most_bytes, service.budget) as content:
+        async with service.accepted(request), service.body_of(request) as content:
             content_type = request.headers.get("content-type", "")
             uploads = await service.in_thread(files_in, content, content_type, "image", settings.images)
 
             async def one(upload: Upload) -> dict[str, Any]:
                 try:
-                    explanation = await service.explain(upload, asked, top)
-                    return await service.in_thread(as_record, explanation, kinds)
+                    return await service.explain(upload, asked, top, lambda one: as_record(one, kinds))
                 except Problem as problem:
                     return {"name": upload.name, "problem": problem.to_dict()}
 
@@ -323,10 +338,12 @@ def _add_protocol_v2(app: FastAPI, service: Service) -> None:
     async def infer(request: Request, model: Model, version: Version | None = None) -> Response:
         """Network inputs → logits, attention and evidence."""
         service.check_name(model, version)
-        settings = service.settings
-        async with service.accepted(request), body_of(request, settings.most_bytes, service.budget) as content:
+        async with service.accepted(request), service.body_of(request) as content:
             length = request.headers.get(HEADER_LENGTH)
-            asked = await service.in_thread(read_infer, content, length, service.classifier, settings.images)
+            async with service.parsing if length is None else contextlib.nullcontext():
+                asked = await service.in_thread(
+                    read_infer, content, length, service.classifier, service.settings.images
+                )
             rows = await service.queue.run(asked.batch)
             body, headers = await service.in_thread(write_infer, service.name, asked, rows)
             return Response(body, headers=headers)

@@ -20,12 +20,14 @@ class Signature:
     """What goes into `Classifier.run` and what comes out of it.
 
     Attributes:
+        name: of the input.
         datatype: of the input, in the words of the Open Inference Protocol: FP32 or UINT8.
         input_shape: of one image; −1 where any length will do.
         queries: attention maps of an image.
         evidence_classes: that have evidence in each answer; −1 where it depends on the request.
     """
 
+    name: str
     datatype: str
     input_shape: tuple[int, ...]
     queries: int
@@ -40,8 +42,10 @@ class Classifier(Protocol):
         class_names: one for each class.
         size: (height, width) of the network input.
         grid: how the patches are placed on it.
+        bias: (K,) float32, the classifier's.
         exact: whether evidence adds up to the logit less its bias.
         temperature: of the probabilities.
+        removal: whether evidence and attention tell the answer without some patches, see `describe`.
         signature: of `run`.
     """
 
@@ -50,14 +54,16 @@ class Classifier(Protocol):
     size: tuple[int, int]
     grid: Grid
     exact: bool
+    bias: np.ndarray
     temperature: float
+    removal: bool
     signature: Signature
 
     def prepare(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:
         """An upright RGB image → the network input of one image, and how it is placed on the image."""
 
     def run(self, batch: np.ndarray, classes: Sequence[int] = (), top: int = 5) -> Outputs:
-        """Network inputs (B, …) → logits (B, K), attention (B, Q, h, w), evidence (B, K', h, w), classes (B, K').
+        """Network inputs (B, …) → logits (B, K), attention (B, Q, h, w), evidence (B, K', h, w), its classes (B, K').
 
         Args:
             batch: network inputs.
@@ -65,10 +71,37 @@ class Classifier(Protocol):
             top: how many of the likeliest must have it too.
         """
 
-    def explanation(
-        self, name: str, image: Image.Image, geometry: Geometry, outputs: Outputs, target: int | None, top: int
-    ) -> Explanation:
-        """The explanation of one image, from its rows of the outputs of `run`."""
+
+def explanation_of(
+    classifier: Classifier,
+    name: str,
+    image: Image.Image,
+    geometry: Geometry,
+    outputs: Outputs,
+    target: int | None,
+    top: int,
+) -> Explanation:
+    """The explanation of one image, from its rows of the outputs of `Classifier.run`, as if it had been alone."""
+    classes, evidence = outputs["evidence_classes"].tolist(), outputs["evidence"]
+    if len(classes) < len(classifier.class_names):  # those that others in the batch asked for are not this request's
+        wanted = [k for k in listed_classes(outputs["logits"], target, top) if k in classes]
+        evidence, classes = evidence[[classes.index(k) for k in wanted]], wanted
+    return Explanation(
+        name=name,
+        image=image,
+        class_names=classifier.class_names,
+        logits=outputs["logits"],
+        bias=classifier.bias,
+        attention=outputs["attention"],
+        evidence=evidence,
+        evidence_classes=tuple(classes),
+        exact=classifier.exact,
+        grid=classifier.grid,
+        geometry=geometry,
+        target=target,
+        top=min(top, len(classifier.class_names)),
+        temperature=classifier.temperature,
+    )
 
 
 def model_name(model: str) -> str:
@@ -93,7 +126,11 @@ def listed_classes(logits: np.ndarray, target: int | None, top: int) -> list[int
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
-    """What a client must know of a model, as plain values."""
+    """What a client must know of a model, as plain values.
+
+    Where `removal` is true, attention is one softmax over the patches (or one for each class), so that without a set S
+    of them it is renormalised over the others: logit_k = bias_k + Σ_{i∉S} evidence_ki / Σ_{i∉S} attention_i.
+    """
     grid = classifier.grid
     return {
         "platform": classifier.platform,
@@ -108,4 +145,5 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         },
         "maps": ["attention", "evidence", "contrast"],
         "evidence_is_exact": classifier.exact,
+        "removal": classifier.removal,
     }

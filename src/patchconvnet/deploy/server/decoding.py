@@ -6,6 +6,8 @@ among those that are tried. Of an animation the first frame counts, and no other
 
 import io
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 from PIL import Image
 
@@ -17,6 +19,7 @@ from patchconvnet.errors import UserError, first_line
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 # A progressive JPEG of a few kilobytes can ask for thousands of passes over all of its pixels.
 MOST_SCANNED = 500_000_000  # pixels times passes
+T = TypeVar("T")
 
 
 def known_formats() -> list[str]:
@@ -26,8 +29,8 @@ def known_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def decode(content: bytes, most_pixels: int) -> Image.Image:
-    """An image file → upright RGB, as `patchconvnet explain` reads it.
+def pixels_in(content: bytes, most_pixels: int) -> int:
+    """How many pixels an image file has, by its header; nothing is decoded.
 
     Args:
         content: of the file.
@@ -36,15 +39,37 @@ def decode(content: bytes, most_pixels: int) -> Image.Image:
     Raises:
         Problem: it is no image, none of `known_formats`, damaged, or too large.
     """
+
+    def checked(image: Image.Image) -> int:
+        pixels = image.width * image.height
+        if pixels > most_pixels:
+            raise _too_large(f"{image.width} × {image.height}", most_pixels)
+        scans = content.count(b"\xff\xda") if image.info.get("progressive") else 1
+        if scans * pixels > MOST_SCANNED:
+            raise Problem(413, f"the image would have to be decoded in {scans} passes over all of its pixels")
+        return pixels
+
+    return _opened(content, checked, most_pixels)
+
+
+def decode(content: bytes, most_pixels: int) -> Image.Image:
+    """An image file, for which `pixels_in` found no fault → upright RGB, as `patchconvnet explain` reads it.
+
+    Raises:
+        Problem: it is damaged, or has no pixels that can be used.
+    """
+    return _opened(content, as_rgb, most_pixels)
+
+
+def _opened(content: bytes, use: Callable[[Image.Image], T], most_pixels: int) -> T:
     if not content:
         raise Problem(422, "the image is empty: 0 bytes")
     formats = known_formats()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused below
+            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused
             with Image.open(io.BytesIO(content), formats=formats) as image:
-                _check_size(image, content, most_pixels)
-                return as_rgb(image)
+                return use(image)
     except (Problem, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -60,15 +85,6 @@ def decode(content: bytes, most_pixels: int) -> Image.Image:
 def _reason(error: Exception) -> str:
     text = first_line(error)
     return "its reader gave up" if "0x" in text or "/" in text else text[:200]  # no addresses, no paths
-
-
-def _check_size(image: Image.Image, content: bytes, most_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > most_pixels:
-        raise _too_large(f"{image.width} × {image.height}", most_pixels)
-    scans = content.count(b"\xff\xda") if image.info.get("progressive") else 1
-    if scans * pixels > MOST_SCANNED:
-        raise Problem(413, f"the image would have to be decoded in {scans} passes over all of its pixels")
 
 
 def _too_large(size: str, most_pixels: int) -> Problem:

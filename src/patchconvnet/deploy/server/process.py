@@ -5,9 +5,10 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -92,6 +93,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
     Raises:
         UserError: the port cannot be had, or there is no such model or token.
     """
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would log what clients send
     listener = _listen(host, port, reuse_port)
     shared: dict[str, Any] = {
         "http": Connection,
@@ -104,6 +106,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
         "limit_concurrency": MOST_CONNECTIONS,
         "timeout_graceful_shutdown": int(settings.seconds) + 5,
     }
+    signal.signal(signal.SIGTERM, _end)  # uvicorn raises it again when it has ended
     with listener:
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -123,6 +126,10 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
             shutil.rmtree(numbers, ignore_errors=True)
 
 
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
 def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -133,7 +140,7 @@ def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
         listener.bind((host, port))
         listener.set_inheritable(True)
         return listener
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         number = getattr(error, "errno", None)
         if number == errno.EADDRINUSE:
             raise UserError(

@@ -17,8 +17,7 @@ from patchconvnet.deploy.server.problems import Problem
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 VERSION = "1"  # a server has one model, in one version
-INPUT = "image"
-OUTPUTS = ("logits", "attention", "evidence", "classes")
+OUTPUTS = ("logits", "attention", "evidence", "evidence_classes")
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "UINT8": np.dtype("u1"),
@@ -49,13 +48,13 @@ def model_metadata(name: str, classifier: Classifier) -> dict[str, Any]:
         "logits": ("FP32", [len(classifier.class_names)]),
         "attention": ("FP32", [signature.queries, height, width]),
         "evidence": ("FP32", [evidence, height, width]),
-        "classes": ("INT64", [evidence]),
+        "evidence_classes": ("INT64", [evidence]),
     }
     return {
         "name": name,
         "versions": [VERSION],
         "platform": classifier.platform,
-        "inputs": [{"name": INPUT, "datatype": signature.datatype, "shape": [-1, *signature.input_shape]}],
+        "inputs": [{"name": signature.name, "datatype": signature.datatype, "shape": [-1, *signature.input_shape]}],
         "outputs": [
             {"name": output, "datatype": datatype, "shape": [-1, *shape]}
             for output, (datatype, shape) in shapes.items()
@@ -88,7 +87,7 @@ def read_infer(content: bytes, header_length: str | None, classifier: Classifier
         raise Problem(400, "the request must be a JSON object with `inputs`")
     inputs = record.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Problem(400, f"`inputs` must be a list of one tensor, {INPUT!r}")
+        raise Problem(400, f"`inputs` must be a list of one tensor, {classifier.signature.name!r}")
     identity = record.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Problem(400, "`id` must be text")
@@ -97,8 +96,8 @@ def read_infer(content: bytes, header_length: str | None, classifier: Classifier
 
 def _tensor(record: Mapping[str, Any], binary: bytes, classifier: Classifier, most: int) -> np.ndarray:
     signature = classifier.signature
-    if record.get("name") != INPUT:
-        raise Problem(400, f"the input's name must be {INPUT!r}")
+    if record.get("name") != signature.name:
+        raise Problem(400, f"the input's name must be {signature.name!r}")
     if record.get("datatype") != signature.datatype:
         raise Problem(400, f"the input's datatype must be {signature.datatype}")
     shape = record.get("shape")
@@ -186,7 +185,7 @@ def write_infer(
     outputs, binary = [], []
     for output, as_bytes in request.outputs.items():
         values = np.stack([row[output] for row in rows])
-        datatype = "INT64" if output == "classes" else "FP32"
+        datatype = "INT64" if output == "evidence_classes" else "FP32"
         values = values.astype(DATATYPES[datatype], copy=False)
         record: dict[str, Any] = {"name": output, "datatype": datatype, "shape": list(values.shape)}
         if as_bytes:

@@ -21,11 +21,12 @@ class Settings:
         token_file: holds the token that requests must bring; None lets everybody in.
         queue: requests that are being worked on or wait, and images that wait; above it the answer is 503.
         batch: images in one forward pass, at most.
-        seconds: that a request may take.
+        seconds: that a request may take, half of them until its body is there.
         megabytes: of a request's body.
         megapixels: of an image, before it is decoded.
         images: in one request.
         decoders: threads that decode images and write answers.
+        threads: that a forward pass computes with; None is as many as there are cores.
     """
 
     model: str
@@ -36,12 +37,13 @@ class Settings:
     megabytes: float = 20.0
     megapixels: float = 25.0
     images: int = 32
+    threads: int | None = None
     decoders: int = max(2, min(4, os.cpu_count() or 2))
 
     def __post_init__(self) -> None:
         for name in ("queue", "batch", "seconds", "megabytes", "megapixels", "images", "decoders"):
             if not 0 < getattr(self, name) <= 1e6:
-                raise UserError(f"--{name} is {getattr(self, name):g}; it must be above 0.")
+                raise UserError(f"--{name} is {getattr(self, name):g}; it must be above 0 and at most 1,000,000.")
 
     @property
     def most_bytes(self) -> int:

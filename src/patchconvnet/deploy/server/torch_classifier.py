@@ -8,11 +8,11 @@ from PIL import Image
 from torch import nn
 
 from patchconvnet.data.preprocessing import Geometry
-from patchconvnet.deploy.server.classifier import Outputs, Signature, listed_classes
+from patchconvnet.deploy.server.classifier import Outputs, Signature
 from patchconvnet.explanation.evidence import ForwardMaps, forward_with_maps
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
-from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.patch_grid import patch_grid
+from patchconvnet.models.pooling import AdditivePooling, AveragePooling
 from patchconvnet.models.weights import temperature_of
 
 
@@ -21,6 +21,7 @@ class TorchClassifier:
 
     Args:
         network: with attention pooling; put into evaluation mode.
+        threads: that torch computes with in this process; None leaves them as they are.
 
     Raises:
         UserError: it has no maps, or no preprocessing.
@@ -28,7 +29,9 @@ class TorchClassifier:
 
     platform = "pytorch"
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, threads: int | None = None):
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._network = network.eval().requires_grad_(False)
         self._preprocessing = preprocessing_of(network)
         self.size = self._preprocessing.size
@@ -36,12 +39,14 @@ class TorchClassifier:
         self.temperature = temperature_of(network)
         channels = self._preprocessing.channels
         seen = self._forward(np.zeros((1, channels, *self.size), np.float32))
-        self.exact, self._bias = seen.exact, seen.bias.float().numpy()
+        pooling = getattr(network, "pooling", None)  # several queries that share one decision have a sum each
+        self.removal = seen.exact and isinstance(pooling, AdditivePooling | AveragePooling)
+        self.exact, self.bias = seen.exact, seen.bias.float().numpy()
         queries, height, width = seen.attention.shape[1:]
         self.grid = patch_grid(network, self.size, (height, width))
         all_classes = seen.evidence.shape[1] == len(self.class_names)
         self.signature = Signature(
-            "FP32", (channels, *self.size), queries, len(self.class_names) if all_classes else -1
+            "image", "FP32", (channels, *self.size), queries, len(self.class_names) if all_classes else -1
         )
 
     def prepare(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:
@@ -52,32 +57,9 @@ class TorchClassifier:
         """See `Classifier`."""
         seen = self._forward(batch, tuple(classes), top)
         tensors = {"logits": seen.logits, "attention": seen.attention, "evidence": seen.evidence}
-        return {name: values.float().numpy() for name, values in tensors.items()} | {"classes": seen.classes.numpy()}
-
-    def explanation(
-        self, name: str, image: Image.Image, geometry: Geometry, outputs: Outputs, target: int | None, top: int
-    ) -> Explanation:
-        """See `Classifier`."""
-        classes, evidence = outputs["classes"].tolist(), outputs["evidence"]
-        if len(classes) < len(self.class_names):  # those that others in the batch asked for are not this request's
-            wanted = listed_classes(outputs["logits"], target, top)
-            evidence, classes = evidence[[classes.index(k) for k in wanted]], wanted
-        return Explanation(
-            name=name,
-            image=image,
-            class_names=self.class_names,
-            logits=outputs["logits"],
-            bias=self._bias,
-            attention=outputs["attention"],
-            evidence=evidence,
-            evidence_classes=tuple(classes),
-            exact=self.exact,
-            grid=self.grid,
-            geometry=geometry,
-            target=target,
-            top=min(top, len(self.class_names)),
-            temperature=self.temperature,
-        )
+        return {name: values.float().numpy() for name, values in tensors.items()} | {
+            "evidence_classes": seen.classes.numpy()
+        }
 
     @torch.no_grad()
     def _forward(self, batch: np.ndarray, classes: tuple[int, ...] = (), top: int = 1) -> ForwardMaps:

@@ -1,7 +1,7 @@
 """From a request's body to the files in it, within limits on bytes, parts and time.
 
 A body is read into memory before anything looks at it, so that a client that sends it slowly, or without end, holds a
-connection and its share of `Budget`, and no thread.
+connection and its share of a `Budget`, and no thread.
 """
 
 import asyncio
@@ -21,14 +21,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from patchconvnet.deploy.server.asgi import Receive
+from patchconvnet.deploy.server.budget import Budget
 from patchconvnet.deploy.server.problems import Problem, overloaded
 
-BODY_SECONDS = 15.0
 DRAIN_SECONDS = 1.0  # for a client that sends more than it may, so that it reads the refusal before the connection ends
 MOST_FIELDS = 32  # of a form that are no files
 MOST_PART_HEADERS = 16_000  # bytes
 LONGEST_NAME = 100  # characters
-BODIES_AT_ONCE = 12  # of the largest size, in memory
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,8 @@ class Upload:
     content: bytes
 
 
-class Budget:
-    """The bytes of all bodies that are in memory.
-
-    Args:
-        most: that may be.
-    """
-
-    def __init__(self, most: int):
-        self.most, self.used = most, 0
-
-    def take(self, count: int) -> bool:
-        """So many more, unless they are too many."""
-        if self.used + count > self.most:
-            return False
-        self.used += count
-        return True
-
-    def give_back(self, count: int) -> None:
-        """They are no longer needed."""
-        self.used -= count
-
-
 @asynccontextmanager
-async def body_of(request: Request, most: int, budget: Budget, seconds: float = BODY_SECONDS) -> AsyncIterator[bytes]:
+async def body_of(request: Request, most: int, budget: Budget, seconds: float) -> AsyncIterator[bytes]:
     """A request's whole body, for as long as it is needed.
 
     Args:
@@ -106,7 +83,7 @@ async def body_of(request: Request, most: int, budget: Budget, seconds: float = 
             raise Problem(400, "the connection ended before the body did", close=True) from None
         yield bytes(content)
     finally:
-        budget.give_back(taken)
+        await asyncio.shield(budget.give_back(taken))
 
 
 async def drain(receive: Receive, most: int) -> None:
