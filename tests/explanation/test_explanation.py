@@ -322,7 +322,7 @@ def test_maps_that_are_not_numbers_are_refused(model, image, what):
         ({"classes": ["hip"]}, "did you mean 'ship'"),
         ({"top": 0}, "top is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"refine": 5}, "refine is 5; it must lie between 1 and 4"),
+        ({"refine": 5}, "refine is 5; it must be between 1 and 4"),
         ({"refine": -1}, "refine is -1"),
         ({"size": 3}, "smaller than one patch"),
     ],

@@ -131,7 +131,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
         ({"optimization": {"clip_gradient": 0.0}}, "clip_gradient must be above 0"),
         ({"optimization": {"momentum": 1.0}}, "momentum must be at least 0 and below 1"),
         ({"optimization": {"label_smoothing": 1.0}}, "label_smoothing must be at least 0 and below 1"),
-        ({"optimization": {"ema_decay": 1.0}}, "ema_decay must lie between 0 and 1"),
+        ({"optimization": {"ema_decay": 1.0}}, "ema_decay must be between 0 and 1"),
         ({"optimization": {"weight_decay": -0.1}}, "weight_decay must be 0 or more"),
         ({"optimization": {"accumulate": 3}}, "batch_size 64 cannot be divided into 3 equal parts"),
         ({"optimization": {"accumulate": 0}}, "accumulate must be at least 1"),

@@ -77,7 +77,7 @@ def test_a_second_training_is_refused_until_the_first_is_dead(tmp_path: Path) ->
 def test_without_locks_there_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "fcntl", None)
     folder = RunFolder(tmp_path / "run")
-    with pytest.warns(UserWarning, match="gives no locks .*, so nothing keeps a second training"):
+    with pytest.warns(UserWarning, match="has no file locks .*, so nothing keeps a second training"):
         folder.open(MICRO, "no")
     folder.close()
 

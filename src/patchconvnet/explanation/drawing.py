@@ -59,7 +59,7 @@ class Drawing:
                 outcome = outcome.result()
             except BrokenProcessPool as error:
                 raise UserError(
-                    "a process that draws was ended from outside, perhaps for want of memory; try --workers 0"
+                    "a process that draws was ended from outside, perhaps because memory ran out; try --workers 0"
                 ) from error
         if isinstance(outcome, _Failure):
             raise outcome.error from outcome.cause

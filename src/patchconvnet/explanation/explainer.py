@@ -308,7 +308,7 @@ def _refined(
     height, width = inputs.shape[2:]
     step = (round(grid.step[0]), round(grid.step[1]))
     if not 1 <= refine <= min(step):
-        raise UserError(f"refine is {refine}; it must lie between 1 and {min(step)}, the pixels of a patch.")
+        raise UserError(f"refine is {refine}; it must be between 1 and {min(step)}, the pixels of a patch.")
     shape = (-(-height * refine // step[0]), -(-width * refine // step[1]))
     fine_step = (step[0] / refine, step[1] / refine)
     fine = Grid(shape, fine_step, (fine_step[0] / 2, fine_step[1] / 2))

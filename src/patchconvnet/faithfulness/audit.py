@@ -194,9 +194,7 @@ def _labels(model: nn.Module, data: Split) -> list[int]:
     stored = bool(getattr(getattr(model, "metadata", None), "class_names", None))
     if not stored or names == list(data.class_names):
         if len(names) != len(data.class_names):
-            raise UserError(
-                f"the model has {len(names)} classes, the data {len(data.class_names)}; they do not belong together."
-            )
+            raise UserError(f"the model has {len(names)} classes, the data {len(data.class_names)}; they do not match.")
         return labels
     if unknown := [name for name in data.class_names if name not in names]:
         known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

@@ -76,7 +76,7 @@ def look_over(folder: str | Path) -> Overview:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}; give a folder with one folder a class in it")
+        raise UserError(f"there is no folder {path}; give a folder that holds one folder for each class")
     files = find_images([path])
     counts = Counter(name for file in files if (name := _class_of(file.relative_to(path))))
     if len(counts) < 2:

@@ -169,7 +169,7 @@ class _Tally:
         """Count a batch: logits (B, K), labels (B,)."""
         classes = len(self.confusion)
         if logits.shape[1] != classes:
-            raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not belong together")
+            raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not match")
         logits = logits / self.temperature
         confidence, predicted = logits.softmax(1).max(1)
         self.loss += F.cross_entropy(logits, labels, reduction="sum")

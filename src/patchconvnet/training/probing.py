@@ -179,7 +179,7 @@ def _features(
         if bytes_needed > recipe.data.memory_gb * 2**30:
             raise UserError(
                 f"the features of {views} views of {len(train):,} images need {bytes_needed / 2**30:.1f} GB, and "
-                f"data.memory_gb is {recipe.data.memory_gb:g}; raise it, lower probe.views, or take recipe finetune"
+                f"data.memory_gb is {recipe.data.memory_gb:g}; raise it, lower probe.views, or use the recipe finetune"
             )
         task = bar.add_task("features", total=views * len(train) + len(validation or ()))
         features: dict[str, Tensor] = {}

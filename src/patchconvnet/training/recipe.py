@@ -272,7 +272,7 @@ class Recipe:
         if self.patience is not None and self.patience < 1:
             raise UserError(f"patience must be at least 1 epoch, or null for all epochs, not {self.patience}")
         if o.ema_decay is not None and not 0 < o.ema_decay < 1:
-            raise UserError(f"optimization.ema_decay must lie between 0 and 1, not {o.ema_decay}")
+            raise UserError(f"optimization.ema_decay must be between 0 and 1, not {o.ema_decay}")
         if self.batch_size % o.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be divided into {o.accumulate} equal parts; choose an "
@@ -325,7 +325,7 @@ def _check_kinds(kind: Any, values: Namespace, group: str) -> None:
     for f in fields(kind):
         name, value, hint = f"{group}{f.name}", values[f.name], hints[f.name]
         if value is None and NoneType not in get_args(hint):
-            raise UserError(f"{name} is empty; a recipe needs a value there, or not to name it")
+            raise UserError(f"{name} has no value; give one, or leave the field out")
         if is_dataclass(hint):
             if not isinstance(value, Namespace):
                 raise UserError(f"{name} is {value!r}; it is a group, whose fields are given by name")

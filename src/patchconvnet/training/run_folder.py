@@ -166,8 +166,8 @@ class RunFolder:
         except OSError as error:
             file.close()
             warnings.warn(
-                f"the file system of {self.path} gives no locks ({error.strerror or error}), so nothing keeps a second "
-                "training from writing into the same folder",
+                f"the file system of {self.path} has no file locks ({error.strerror or error}), so nothing keeps a "
+                "second training from writing into the same folder",
                 stacklevel=2,
             )
             return
@@ -186,7 +186,9 @@ class RunFolder:
                     raise UserError(f"{self.path} holds a run already; give --resume to continue it, or another --out")
                 self._check_recipe(recipe)
             elif resume == "yes":
-                raise UserError(f"nothing to resume: there is no {self.checkpoint}; to begin a run, give no --resume")
+                raise UserError(
+                    f"nothing to resume: there is no {self.checkpoint}; to start a new run, leave out --resume"
+                )
             elif self._holds_something_else():
                 raise UserError(f"{self.path} holds files, but no run to resume; choose a new or empty --out")
 

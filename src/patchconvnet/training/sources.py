@@ -48,7 +48,9 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
     """
     m = recipe.model
     if taken := {"num_classes", "pretrained"} & m.options.keys():
-        raise UserError(f"model.options can't hold {taken.pop()}; the data has num_classes, model itself pretrained")
+        raise UserError(
+            f"model.options can't hold {taken.pop()}: num_classes follows from the data, pretrained is a field of model"
+        )
     model = _build(recipe, num_classes)
     if model.config.pooling == "none":
         raise UserError(f"{m.name} with pooling 'none' gives no classes to train; choose another pooling")
