@@ -1,100 +1,130 @@
 """Photographs a second of `patchconvnet explain FOLDER`, beside what the network alone does.
 
-    python benchmarks/folder.py PHOTOS [--limit 200] [--model imagenet] [--out docs/benchmarks/folder.json]
+    python benchmarks/folder.py PHOTOS [--limit 200] [--model imagenet] [--threads 2] [--out FILE.json]
 
-The network's own rate: the same fused network in the same number format, batches of the same size, prepared inputs,
-nothing but logits. The command's: seconds of the whole command for all photographs less those for one, so that loading
-is left out. All alternately in one run. --workers 0 draws in the command's own process.
+The network's own rate: the same fused network in the same number format, on as many threads, batches of the same size
+of prepared inputs, nothing but logits; measured before and after each command. The command's: from the first image that
+it says is done to its end, the images of one batch not counted, since they were in work before; so loading is left out.
+Beside that, the processor milliseconds of each step in one process on one thread, the least of five batches, which what
+else the machine does changes less.
 """
 
 import argparse
 import json
-import shutil
+import os
+import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from measuring import race, setup, spread
+from measuring import setup
 
 from patchconvnet import load
 from patchconvnet.data.images import read_image
-from patchconvnet.explanation.explainer import batch_size_for, preprocessing_of
+from patchconvnet.explanation.explainer import Question, answer, batch_size_for, open_image, preprocessing_of
 
 CASES = {
     "--only json": ["--only", "json"],
     "--only json,overlay": ["--only", "json,overlay"],
-    "--only json,overlay --workers 1": ["--only", "json,overlay", "--workers", "1"],
     "--only json,overlay --workers 0": ["--only", "json,overlay", "--workers", "0"],
     "everything, --refine 0": ["--refine", "0"],
-    "everything (refined to 14 × 14)": [],
+    "everything": [],
 }
-FEW_FIGURES = 24  # photographs that are enough to time figures
+FEW = 40  # photographs that are enough to time figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--limit", type=int, default=200, help="photographs; figures are drawn for 24 of them")
+    parser.add_argument("--limit", type=int, default=200, help=f"photographs; figures are drawn for {FEW} of them")
     parser.add_argument("--model", default="imagenet")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network in both")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--out", type=Path, help="file for the JSON")
     a = parser.parse_args()
+    torch.set_num_threads(a.threads)
     paths = sorted(a.photos.rglob("*.jpg"))[: a.limit]
-    network = load(a.model).fuse()  # type: ignore[operator]
+    network: Any = load(a.model)
+    network = network.fuse()
     preprocessing = preprocessing_of(network)
-    batch_size = batch_size_for(*preprocessing.size)
-    batch = torch.stack([preprocessing(read_image(path)) for path in paths[:batch_size]])
-    with tempfile.TemporaryDirectory() as root:
-        few, all_of_them = Path(root, "few"), Path(root, "all")
-        for folder, chosen in ((few, paths[: min(FEW_FIGURES, len(paths))]), (all_of_them, paths)):
-            folder.mkdir()
-            for k, path in enumerate(chosen):
-                shutil.copy(path, folder / f"{k:04d}.jpg")
+    batch = torch.stack([preprocessing(read_image(path)) for path in paths[: batch_size_for(*preprocessing.size)]])
 
-        def command(options: list[str], images: Path) -> float:
-            words = [sys.executable, "-m", "patchconvnet", "explain", str(images), "--model", a.model, *options]
-            out = Path(root, "out")
+    def alone() -> float:
+        with torch.inference_mode():
+            network(batch)
             started = time.perf_counter()
-            subprocess.run([*words, "--out", str(out)], check=True, capture_output=True)
-            taken = time.perf_counter() - started
-            shutil.rmtree(out)
-            return taken
+            for _ in range(4):
+                network(batch)
+        return (time.perf_counter() - started) / (4 * len(batch))
 
-        def rate(options: list[str]) -> float:
-            images = all_of_them if "--only" in options else few
-            count = len(list(images.iterdir()))
-            return (command(options, images) - command(options, images / "0000.jpg")) / (count - 1)
+    def command(options: list[str], images: list[Path]) -> float:
+        words = [sys.executable, "-m", "patchconvnet", "explain", *map(str, images), "--model", a.model, *options]
+        with tempfile.TemporaryDirectory() as out:
+            words += ["--threads", str(a.threads), "--out", out]
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            running = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+            assert running.stdout is not None
+            begun = next(time.perf_counter() for line in running.stdout if "→" in line)
+            running.communicate()
+            taken = time.perf_counter() - begun
+        assert not running.returncode
+        return taken / (len(images) - len(batch))
 
-        def alone() -> float:
-            started = time.perf_counter()
-            with torch.inference_mode():
-                for _ in range(4):
-                    network(batch)
-            return (time.perf_counter() - started) / (4 * batch_size)
-
-        contenders = {
-            "the network alone": alone,
-            **{name: lambda o=options: rate(o) for name, options in CASES.items()},
-        }
-        times = race(contenders, a.rounds, warm_up=0)
-    own = times["the network alone"]
-    rows = {
-        name: {
-            "images a second": spread([1 / each for each in seconds]),
-            "network's seconds / its own": spread([each / mine for each, mine in zip(seconds, own, strict=True)]),
-        }
-        for name, seconds in times.items()
-    }
-    result = {"rows": rows, "seconds an image": times, "images": len(paths), "batch": batch_size, "setup": setup()}
-    text = json.dumps(result, ensure_ascii=False, indent=1)
+    steps = processor_milliseconds(network, paths[: len(batch)], batch)
+    print("| step | processor ms an image |\n|---|---|")
+    for name, each in steps.items():
+        print(f"| {name} | {each:.1f} |")
+    torch.set_num_threads(a.threads)
+    rows: dict[str, Any] = {}
+    print("| what is written | images a second | the network alone | ratio |\n|---|---|---|---|")
+    for name in a.cases:
+        chosen = paths if "--only" in CASES[name] else paths[:FEW]
+        seconds, own = [], [alone()]
+        for _ in range(a.rounds):
+            seconds.append(command(CASES[name], chosen))
+            own.append(alone())
+        mine, theirs = statistics.median(own), statistics.median(seconds)
+        rows[name] = {"seconds an image": seconds, "seconds of the network alone": own, "images": len(chosen)}
+        print(f"| {name} | {1 / theirs:.1f} | {1 / mine:.1f} | {theirs / mine:.2f} |", flush=True)
     if a.out:
-        a.out.write_text(text + "\n")
-    print("| what is written | images a second | × the network's time |\n|---|---|---|")
-    for name, row in rows.items():
-        print(f"| {name} | {row['images a second']['median']:.1f} | {row[next(reversed(row))]['median']:.2f} |")
+        facts = {"batch": len(batch), "threads": a.threads, "model": a.model}
+        result = {"rows": rows, "processor milliseconds": steps, **facts, "setup": setup()}
+        a.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+
+
+def processor_milliseconds(network: Any, paths: list[Path], batch: torch.Tensor) -> dict[str, float]:
+    """Of each step, an image."""
+    torch.set_num_threads(1)
+    question = Question.of(network)
+    opened = [open_image(path, question, None, None) for path in paths]
+    said = [replace(one, forward_pass=None) for one in answer(network, opened, question)]
+    with tempfile.TemporaryDirectory() as out:
+        steps: dict[str, Callable[[], Any]] = {
+            "decoding and preprocessing": lambda: [open_image(path, question, None, None) for path in paths],
+            "network alone": lambda: network(batch),
+            "network with maps": lambda: answer(network, opened, question),
+            "to another process": lambda: [pickle.loads(pickle.dumps(one)) for one in said],
+            "JSON": lambda: [one.save(out, only=("json",)) for one in said],
+            "overlay": lambda: [one.save(out, only=("overlay",)) for one in said],
+            "figure": lambda: [one.save(out, only=("figure",)) for one in said[:4]],
+        }
+        with torch.inference_mode():
+            spent = {name: min(_spent(step) for _ in range(5)) for name, step in steps.items()}
+    return {name: 1000 * each / (4 if name == "figure" else len(paths)) for name, each in spent.items()}
+
+
+def _spent(step: Callable[[], Any]) -> float:
+    started = time.process_time()
+    step()
+    return time.process_time() - started
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def explain(
         strict: stop at an image that cannot be read, instead of leaving it out.
         device: cpu, cuda, mps or auto.
         threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
-        workers: processes that draw and write beside the network; 0 for none, auto for as many as there are cores where
-            there are eight images or more.
+        workers: processes that draw and write beside the network; 0 for none; auto, for eight images or more: as many
+            as there are cores, or half of these where no figures are drawn.
     """
     import numpy as np
     from rich.console import Console
@@ -105,7 +105,8 @@ def explain(
     stems = unique_stems(paths)
     _make_folder(out)
     if workers == "auto":
-        workers = usable_cores() if len(paths) >= WORTH_DRAWING else 0
+        cores = usable_cores() if "figure" in only else max(usable_cores() // 2, 1)  # the network needs the others
+        workers = cores if len(paths) >= WORTH_DRAWING else 0
     with drawers(workers) as drawing:
         console = Console(highlight=False, markup=False, soft_wrap=True)
         names_of_images = [printable(stem) for stem in stems]
