@@ -133,7 +133,8 @@ def _data() -> list[Case]:
         Case("data", [*flat, "--data_seed=-3"], (2,), "seed"),
         Case("data", [*flat, "--batch-size", "0"], (2,), "batch_size is 0"),
         Case("data", [*flat, "--workers=-1"], (2,), "workers -1"),
-        Case("data", [*flat, "--workers", "1000000000"], (2,), "workers 1000000000; give 1 or more images, and 0 to"),
+        Case("data", [*flat, "--workers", "1000000000"], (2,), "workers 1000000000; give 1 to 1,000,000 images, and"),
+        Case("data", [*flat, "--batch-size", "1" + 30 * "0"], (2,), "; give 1 to 1,000,000 images, and 0 to"),
         Case("data", [*flat, "--out", "a_file"], (2,), "cannot write"),
         Case("data", [*flat, "--out", "a_file/x"], (2,), "cannot write"),
         Case("data", [*flat, "--mirror"], (0,), "mirrored too"),
@@ -339,6 +340,15 @@ def _options() -> list[Case]:
         *(
             Case("options", [*audit, "--methods", "evidence", f"--{name}", "1" + 20 * "0"], (2,), f"audit {name} is 1")
             for name in ("steps", "mosaics", "rise_masks", "gradient_steps", "batch_size", "forward_batch", "seed")
+        ),
+        *(
+            Case(
+                "options",
+                ["export", "--model", "model", "--out", "x.onnx", f"--batch={count}"],
+                (2,),
+                "from 1 to 4,096",
+            )
+            for count in ("0", "-1", "1000000000", "1" + 30 * "0")
         ),
         Case("options", [*small, "--epochs", "1" + 5000 * "0"], (2,), "--epochs: expected a whole number"),
         Case("options", [*small, "--epochs", "1e3"], (2,), "--epochs: expected a whole number"),

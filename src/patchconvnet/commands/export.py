@@ -10,6 +10,8 @@ from patchconvnet.commands.sources import Size, load_model
 from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import UserError
 
+LARGEST_BATCH = 4096  # that many images are run while it exports
+
 
 def export(
     model: str,
@@ -54,8 +56,8 @@ def export(
     from patchconvnet.deploy.onnx_export import export_onnx
     from patchconvnet.deploy.site import check_site, write_site
 
-    if isinstance(batch, int) and batch < 1:
-        raise UserError(f"--batch is {batch}; it must be 1 or more, or dynamic")
+    if isinstance(batch, int) and not 1 <= batch <= LARGEST_BATCH:
+        raise UserError(f"--batch is {batch}; it must be from 1 to {LARGEST_BATCH:,}, or dynamic")
     if to == "onnx" and out.is_dir():
         raise UserError(f"{out} is a folder; give --out a file name such as {out / 'model.onnx'}")
     if to == "web":

@@ -19,7 +19,7 @@ from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
 LARGEST_SEED = 2**63  # torch takes no larger ones
-MOST_WORKERS = 1024
+MOST_WORKERS, LARGEST_BATCH = 1024, 1_000_000
 SplitName = Literal["train", "validation", "test", "all"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import MOST_WORKERS, Split
+from patchconvnet.data.splits import LARGEST_BATCH, MOST_WORKERS, Split
 from patchconvnet.errors import UserError
 from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of
@@ -126,10 +126,10 @@ def evaluate(
     Raises:
         UserError: the split is empty, the model has another number of classes than the split, or a count is too small.
     """
-    if batch_size < 1 or not 0 <= workers <= MOST_WORKERS:
+    if not 1 <= batch_size <= LARGEST_BATCH or not 0 <= workers <= MOST_WORKERS:
         raise UserError(
-            f"batch_size is {batch_size} and workers {workers}; give 1 or more images, and 0 to {MOST_WORKERS:,} "
-            "processes that read them"
+            f"batch_size is {batch_size} and workers {workers}; give 1 to {LARGEST_BATCH:,} images, and 0 to "
+            f"{MOST_WORKERS:,} processes that read them"
         )
     if not len(split):
         raise UserError("there are no images to evaluate on")

@@ -21,13 +21,13 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import MOST_WORKERS
+from patchconvnet.data.splits import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.errors import UserError, first_line
 
 # what nobody needs and no machine does: a typing error is refused instead of running for years or taking all memory
 AT_MOST = {
     "epochs": 100_000,
-    "batch_size": 1_000_000,
+    "batch_size": LARGEST_BATCH,
     "monitor.images": 1_000,
     "probe.views": 1_000,
     "probe.queries": 10_000,
