@@ -421,4 +421,49 @@ def _serving() -> list[Case]:
     ]
 
 
-CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving()]
+def _exported() -> list[Case]:
+    explain = ["explain", "images/good.png"]
+    files = {
+        "foreign": "of another program", "cut": "is not an ONNX file that onnxruntime can read", "empty": "is not an ONNX file",
+        "text": "is not an ONNX file", "image": "is not an ONNX file", "absent": "there is no file", "folder": "there is no file",
+        "not_json": "damaged description", "number": "damaged description", "nested": "damaged description",
+        "newer": "update the package", "incomplete": "damaged description", "wrong_type": "damaged description",
+    }  # fmt: skip
+    export = ["export", "--model=model"]
+    options = [
+        (["--precision=int4"], "--precision: expected one of fp32, fp16, int8"),
+        (["--precision=int8"], "--calibration"),
+        (["--precision=int8", "--calibration=data/empty"], "no images in"),
+        (["--data=digits"], "add --precision int8"),
+        (["--to=tensorflow"], "--to: expected one of"),
+        (["--size=1"], "give at least that"),
+        (["--size=0"], "two whole numbers"),
+        (["--batch=0"], "--batch is 0"),
+        (["--batch=-3"], "--batch is -3"),
+        (["--preprocessing=above"], "expected one of outside, inside"),
+        (["--evidence=some"], "it must be auto, all, none"),
+        (["--evidence=1"], "comes for all 2 classes at once"),
+        (["--images=images/text.jpg"], "not a readable image"),
+        (["--images=nowhere"], "no image or folder"),
+        (["--out=data"], "is a folder"),
+        (["--out=a_file/m.onnx"], "cannot write"),
+        (["--out=/proc/m.onnx"], "cannot write"),
+        (["--out=nul\0.onnx"], "cannot write"),
+    ]
+    return [
+        *(
+            Case("exported", [*explain, f"--model=exported/{name}.onnx", "--only=json"], (2,), said)
+            for name, said in files.items()
+        ),
+        *(
+            Case("exported", ["evaluate", f"--model=exported/{name}.onnx", "--data=digits"], (2,), said)
+            for name, said in files.items()
+        ),
+        *(Case("exported", [*export, *words], (2,), said) for words, said in options),
+        Case("exported", ["export", "--model=model"], (2,), "required: --out"),
+        Case("exported", ["export", "--model=exported/foreign.onnx"], (2,), "of another program"),
+        Case("exported", ["export", "--model=nowhere"], (2,), "there is no model"),
+    ]
+
+
+CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving(), *_exported()]

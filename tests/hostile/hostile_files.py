@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import timm
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ def make(root: Path) -> None:
     _models(root / "models", root / "model")
     _data(root / "data")
     _recipes(root / "recipes")
+    _exported(root / "exported")
     (root / "a_file").write_text("a file\n")
 
 
@@ -253,6 +255,29 @@ preprocessing: {size: [16, 16]}
 monitor: {every: 0}
 epochs: 1
 """
+
+
+def _exported(root: Path) -> None:
+    root.mkdir()
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3, 8, 8]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    whole = model.SerializeToString()
+    (root / "foreign.onnx").write_bytes(whole)
+    (root / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.onnx").write_bytes(b"")
+    (root / "text.onnx").write_text("no model\n")
+    (root / "image.onnx").write_bytes(encoded(noise(8, 8), "PNG"))
+    (root / "folder.onnx").mkdir()
+    table = {"format": 1, "class_names": ["a"], "preprocessing": {"size": [8, 8]}}
+    described = {
+        "not_json": "{", "number": "1", "nested": "[" * 100_000, "newer": '{"format": 99, "version": "9.0"}',
+        "incomplete": json.dumps(table), "wrong_type": json.dumps({**table, "preprocessing": 7}),
+    }  # fmt: skip
+    for name, text in described.items():
+        del model.metadata_props[:]
+        model.metadata_props.add(key="patchconvnet", value=text)
+        (root / f"{name}.onnx").write_bytes(model.SerializeToString())
 
 
 def _recipes(root: Path) -> None:

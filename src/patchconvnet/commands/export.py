@@ -3,13 +3,18 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size, load_model
 from patchconvnet.commands.terminal import printable
 from patchconvnet.errors import UserError
 
+if TYPE_CHECKING:
+    from patchconvnet.deploy.quantization import Labelled
+    from patchconvnet.models import AttentionClassifier
+
+CALIBRATED_ON = 200  # images at most
 LARGEST_BATCH = 4096  # that many images are run while it exports
 
 
@@ -24,6 +29,11 @@ def export(
     batch: int | Literal["dynamic"] = "dynamic",
     evidence: str = "auto",
     images: list[str] | None = None,
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    calibration: list[str] | None = None,
+    data: str | None = None,
+    masks: Path | None = None,
+    limit: int = 500,
     onnxruntime_web: Path | None = None,
     samples: Path | None = None,
 ) -> int:
@@ -45,6 +55,11 @@ def export(
         batch: images at a time, or dynamic for any number.
         evidence: auto, all, none, or for how many of the likeliest classes where evidence is of first order.
         images: image files, folders or patterns to check the file on; by default made images.
+        precision: fp32; fp16 or int8 for all but pooling, softmax, classifier and evidence, which stay fp32.
+        calibration: images, folders or patterns that int8 finds its scales on; 200 of them are taken.
+        data: labelled images to measure what int8 or fp16 costs on: cifar10, cifar100, digits or folder:PATH.
+        masks: folder of masks for these, to measure how much of the evidence is in the object.
+        limit: images of the data that are measured at most.
         onnxruntime_web: for web, the npm package onnxruntime-web as a folder or .tgz; if not given, it is downloaded.
         samples: for web, a folder of images that the page offers to try.
     """
@@ -58,18 +73,23 @@ def export(
 
     if isinstance(batch, int) and not 1 <= batch <= LARGEST_BATCH:
         raise UserError(f"--batch is {batch}; it must be from 1 to {LARGEST_BATCH:,}, or dynamic")
-    if to == "onnx" and out.is_dir():
-        raise UserError(f"{out} is a folder; give --out a file name such as {out / 'model.onnx'}")
+    if data is not None and precision == "fp32":
+        raise UserError("--data measures what int8 or fp16 costs; add --precision int8, or use patchconvnet evaluate")
     if to == "web":
         check_site(out, onnxruntime_web, samples)
     elif given := [name for name, value in (("onnxruntime-web", onnxruntime_web), ("samples", samples)) if value]:
         raise UserError(f"--{given[0]} belongs to --to web")
     chosen: list[Image.Image] = [read_image(path) for path in find_images(images)[:8]] if images else []
+    scales = [read_image(path) for path in _spread(find_images(calibration), CALIBRATED_ON)] if calibration else []
     network, _ = load_model(model, weights, "cpu")
+    labelled = _labelled(network, data, masks, limit) if data is not None else None
     if to == "web":
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            export_onnx(network, file, name=model, size=size, preprocessing="inside", evidence=evidence, images=chosen)
+            export_onnx(
+                network, file, name=model, size=size, preprocessing="inside", evidence=evidence, images=chosen,
+                precision=precision, calibration=scales, data=labelled,
+            )  # fmt: skip
             site = write_site(file, out, name=model, onnxruntime_web=onnxruntime_web, samples=samples)
         print(
             f"{printable(out)}: {site.bytes / 1e6:.1f} MB, with onnxruntime-web {site.onnxruntime_web}; see it with "
@@ -78,7 +98,7 @@ def export(
         return 0
     about = export_onnx(
         network, out, name=model, size=size, preprocessing=preprocessing, batch=None if batch == "dynamic" else batch,
-        evidence=evidence, images=chosen,
+        evidence=evidence, images=chosen, precision=precision, calibration=scales, data=labelled,
     )  # fmt: skip
     console = Console(highlight=False, markup=False, soft_wrap=True)
     check = about.verification
@@ -88,7 +108,57 @@ def export(
         f"{about.evidence}; height {about.height}, width {about.width}; answers as PyTorch to {largest:.1g} on "
         f"{check['inputs']} inputs ({check['images']} {check['of']})"
     )
+    if precision != "fp32":
+        sizes, differs = check["size"], check["with_this_precision"]["largest_differences"]
+        console.print(
+            f"{precision}: {sizes['this'] / 1e6:.1f} MB ({sizes['fp32'] / 1e6:.1f} MB as fp32), logits within "
+            f"{differs['logits']:.2g} of the largest"
+        )
+    if measured := check.get("measured"):
+        console.print(
+            f"on {measured['images']} images: top-1 {measured['top1']['this']:.2%} ({measured['top1']['fp32']:.2%} as "
+            f"fp32), the same answer for {measured['same_answers']:.2%}; rank correlation of the evidence "
+            f"{measured['rank_correlation']:.3f}"
+        )
+        if energy := measured.get("energy_in_mask"):
+            console.print(f"evidence in the mask: {energy['this']:.1%} ({energy['fp32']:.1%} as fp32)")
     return 0
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many, evenly from all."""
+    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
+
+
+def _labelled(network: "AttentionClassifier", data: str, masks: Path | None, limit: int) -> "Labelled":
+    """Labelled images that the model has not learned, as far as it says."""
+    from PIL import Image
+
+    from patchconvnet.api import check_class_names
+    from patchconvnet.data.held_out import load_held_out
+    from patchconvnet.data.images import read_image
+    from patchconvnet.data.splits import ImageFiles
+    from patchconvnet.deploy.quantization import Labelled
+    from patchconvnet.faithfulness.annotations import read_annotations
+
+    provenance = network.metadata.provenance
+    splits, name = load_held_out(data, "auto", provenance)
+    split = splits.require(name)
+    check_class_names(network, split)
+    indices = _spread(range(len(split)), limit)
+
+    def image(place: int) -> Image.Image:
+        index = indices[place]
+        if isinstance(split, ImageFiles):
+            return read_image(split.paths[index])
+        return Image.fromarray(split.images[index].movedim(0, -1).contiguous().numpy())
+
+    located = read_annotations(split, indices, None, masks) if masks else None
+    return Labelled(
+        image,
+        split.labels[indices].tolist(),
+        None if located is None else lambda place, geometry: located.on_input(indices[place], geometry).mask,
+    )
 
 
 def run(words: Sequence[str]) -> int:

@@ -5,11 +5,12 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,11 +22,15 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.deploy.description import KEY, Description, Side
 from patchconvnet.deploy.exportable import Answers, check_exportable, evidence_count, placement_of
 from patchconvnet.deploy.runtime import OnnxModel
-from patchconvnet.deploy.verification import compare, made_images
+from patchconvnet.deploy.verification import HALF_TOLERANCE, compare, made_images
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.models.classifier import AttentionClassifier
 
+if TYPE_CHECKING:
+    from patchconvnet.deploy.quantization import Labelled  # with onnx, without which the reason is said in words
+
+Precision = Literal["fp32", "fp16", "int8"]
 Where = Literal["outside", "inside"]
 OPSET = 20
 LARGEST = 2**31 - 2**20  # bytes of an ONNX file, which is one protobuf message
@@ -41,6 +46,9 @@ def export_onnx(
     batch: int | None = None,
     evidence: str | int = "auto",
     images: Sequence[Image.Image] = (),
+    precision: Precision = "fp32",
+    calibration: Sequence[Image.Image] = (),
+    data: "Labelled | None" = None,
 ) -> Description:
     """Write a network as one ONNX file that classifies and explains.
 
@@ -55,6 +63,9 @@ def export_onnx(
         batch: images at a time; None for any number.
         evidence: for how many classes: see `patchconvnet.deploy.exportable.evidence_count`.
         images: to compare the file with the network on; by default made ones.
+        precision: "fp32"; "fp16" or "int8" for the trunk, while pooling, softmax, classifier and evidence stay float32.
+        calibration: images that int8's scales are found on.
+        data: labelled images to measure on what another precision costs.
 
     Returns:
         What the file says about itself.
@@ -64,6 +75,10 @@ def export_onnx(
             from the network.
     """
     check_exportable(model)
+    if precision not in get_args(Precision):
+        raise UserError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+    if precision == "int8" and not calibration:
+        raise UserError("int8 needs calibration images to find its scales on: --calibration FOLDER, of about a hundred")
     _require_packages()
     count = evidence_count(model, evidence)
     settings = Preprocessing.from_dict(model.preprocessing)
@@ -73,17 +88,39 @@ def export_onnx(
             f"size is {settings.size[0]} × {settings.size[1]}, and a patch of this network has {model.patch_size} × "
             f"{model.patch_size} pixels; give at least that"
         )
+    check_writable(out)
     answers = Answers(model.float(), count)
     inside = preprocessing == "inside"
     program, sides = _followed(answers, settings.size, batch, any_size=not inside)
-    proto = _as_onnx(program, answers)
+    proto, trunk = _as_onnx(program, answers)
     about = describe(model, name, settings, answers, sides, batch)
     if inside:
         from patchconvnet.deploy.preprocessing_graph import put_in_front
 
         put_in_front(proto, settings, batch)
         about = replace(about, input="pixels")
-    return _write(proto, out, about, answers, images)
+    change = None
+    if precision != "fp32":
+        change = _Change(precision, trunk, list(calibration), data)
+    return _write(proto, out, about, answers, list(images), change)
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a file that could not be written when the work is done.
+
+    Raises:
+        UserError: its folder does not exist and cannot be made, or cannot be written to.
+    """
+    try:
+        if out.is_dir():
+            raise UserError(f"{out} is a folder; give a file name such as {out / 'model.onnx'}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out.with_name(f"{out.name}.try"), lambda part: None)
+        out.with_name(f"{out.name}.try").unlink()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise UserError(f"cannot write {str(out)!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def describe(
@@ -149,7 +186,8 @@ def _export(answers: Answers, image: torch.Tensor, axes: dict[int, Any]) -> Expo
         raise UserError(f"this network cannot be exported: {first_line(error)}") from error
 
 
-def _as_onnx(program: ExportedProgram, answers: Answers) -> Any:
+def _as_onnx(program: ExportedProgram, answers: Answers) -> tuple[Any, list[str]]:
+    """The ONNX model, and the names of the nodes in front of its pooling."""
     try:
         with _quiet():
             made = torch.onnx.export(
@@ -162,10 +200,39 @@ def _as_onnx(program: ExportedProgram, answers: Answers) -> Any:
     proto = made.model_proto
     _name_axes(proto.graph, answers)
     del proto.metadata_props[:]
+    trunk = [node.name for node in proto.graph.node if _is_in_trunk(node)]
     for node in proto.graph.node:  # where in the source it came from, with paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""
-    return proto
+    return proto, trunk
+
+
+def _is_in_trunk(node: Any) -> bool:
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    return bool(re.search(r"'model\.(backbone|stem|trunk|unrolled)[.']", scopes))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Another precision for the nodes of the trunk, and what it is found and measured on."""
+
+    precision: Precision
+    trunk: list[str]
+    calibration: list[Image.Image]
+    data: "Labelled | None"
+
+    def of(self, proto: Any, float32: OnnxModel) -> Any:
+        from patchconvnet.deploy.quantization import to_fp16, to_int8
+
+        if self.precision == "fp16":
+            return to_fp16(proto, self.trunk)
+        count = float32.description.batch or 1
+        batches = [np.stack([float32.prepare(image)[0]] * count) for image in self.calibration]
+        return to_int8(proto, self.trunk, float32.description.input, batches)
+
+    @property
+    def tolerance(self) -> float:
+        return HALF_TOLERANCE if self.precision == "fp16" else float("inf")
 
 
 def _name_axes(graph: Any, answers: Answers) -> None:
@@ -179,25 +246,45 @@ def _name_axes(graph: Any, answers: Answers) -> None:
     del graph.value_info[:]
 
 
-def _write(proto: Any, out: Path, about: Description, answers: Answers, images: Sequence[Image.Image]) -> Description:
+def _write(
+    proto: Any, out: Path, about: Description, answers: Answers, images: list[Image.Image], change: _Change | None
+) -> Description:
     """Write the file aside, compare it with the network, and rename it."""
     if proto.ByteSize() > LARGEST:
         raise UserError(
             f"this network takes {proto.ByteSize() / 1e9:.1f} GB, and an ONNX file of one piece 2 GB at most"
         )
-    chosen = list(images) or made_images(about.preprocessing.channels, np.random.default_rng(0))
+    chosen = images or made_images(about.preprocessing.channels, np.random.default_rng(0))
     described = [about]
 
     def write(part: Path) -> None:
         _put(proto, part, about)
-        found = compare(OnnxModel(part).run, answers, about, chosen)
+        float32 = OnnxModel(part)
+        found = compare(float32.run, answers, about, chosen)
         flat = found.pop("attention_is_flat") and about.evidence != "none"
         verified = {**found, "of": "given images" if images else "made images", **_versions()}
-        described[0] = replace(about, verification=verified, shown="evidence" if flat else "attention")
-        _put(proto, part, described[0])
+        written = proto
+        if change:
+            from patchconvnet.deploy.quantization import measure
+
+            verified["size"] = {"fp32": part.stat().st_size}
+            written = change.of(proto, float32)
+            _put(written, part, replace(about, precision=change.precision))
+            changed = OnnxModel(part)
+            also = compare(changed.run, answers, about, chosen, tolerance=change.tolerance)
+            verified["with_this_precision"] = {k: also[k] for k in ("tolerance", "largest_differences")}
+            verified["size"]["this"] = part.stat().st_size
+            if change.data:
+                verified["measured"] = measure(float32, changed, change.data)
+        described[0] = replace(
+            about,
+            verification=verified,
+            shown="evidence" if flat else "attention",
+            precision=change.precision if change else "fp32",
+        )
+        _put(written, part, described[0])
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, write)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

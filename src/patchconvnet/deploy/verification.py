@@ -57,7 +57,8 @@ def compare(
         answers: the network.
         about: the file's description.
         images: real images where there are some.
-        tolerance: the largest difference that is taken for rounding, times the largest value where that is above 1.
+        tolerance: the largest difference that is taken for rounding, times the largest value where that is above 1;
+            evidence must sum to the file's own logits to 1e-4 of that in any case.
 
     Returns:
         What was compared and the largest differences, for the description.
@@ -83,7 +84,7 @@ def compare(
         if about.evidence == "exact":
             sums = found["evidence"].sum((2, 3), dtype=np.float64)
             bias = np.array(about.bias, np.float32)
-            _note(differences, "sum of evidence", sums + bias, found["logits"], what, tolerance)
+            _note(differences, "sum of evidence", sums + bias, found["logits"], what, TOLERANCE)
         tried += len(given)
         return found
 
@@ -106,7 +107,7 @@ def compare(
         "inputs": tried,
         "images": len(images),
         "sizes": [list(size) for size in sizes],
-        "tolerance": tolerance,
+        "tolerance": tolerance if np.isfinite(tolerance) else None,
         "largest_differences": differences,
         "attention_is_flat": bool(flat) and all(flat),
     }

@@ -53,7 +53,7 @@ def load(source: str | Path, *, weights: str | Path | None = None, **options: An
         path, name = path / "best", str(path / "best")
     if weights is not None:
         return _with_checkpoint(path, name, Path(weights).expanduser(), options)
-    if path.suffix in EXPORTED and not path.is_dir():
+    if path.suffix in EXPORTED:
         return importlib.import_module(EXPORTED[path.suffix]).load_exported(path)
     if path.is_dir():
         config = _config(path)
