@@ -3,11 +3,11 @@
     python benchmarks/on_object.py --pets PETS.parquet --tiny TINY.parquet [--runs runs/pretrained] [--limit 100]
 
 Audits the networks that `benchmarks/pretrained.py` trained, wherever it has: recipes `probe` and `finetune`, and the
-twins with average pooling (a probe's is trained here), whose evidence is the CAM of Zhou et al. 2016 (arXiv
-1512.04150). Pets: the test photographs, with outlines. Tiny ImageNet: those of its validation images whose box covers
-at most half of the image, by the model `imagenet` as it comes, whose pooling is the average, so that evidence and CAM
-are one map there. Maps are those of the true class. Resumable; writes docs/benchmarks/on_object.json and prints its
-tables. Needs pyarrow and the extras `imagenet` and `audit`.
+twin of the latter with average pooling, whose evidence is the CAM of Zhou et al. 2016 (arXiv 1512.04150). Pets: their
+test photographs, with outlines. Tiny ImageNet: those of its validation images whose box covers at most half of the
+image, by the model `imagenet` as it comes, whose pooling is the average, so that evidence and CAM are one map there.
+Maps are those of the true class. Resumable; writes docs/benchmarks/on_object.json and prints its tables. Needs pyarrow
+and the extras `imagenet` and `audit`.
 """
 
 import argparse
@@ -25,8 +25,10 @@ from measuring import setup
 
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "on_object.json"
 METHODS = ["evidence", "contrast", "attention", "gradcam", "gradcam++", "layercam", "gradcam_contrast",
-           "edges", "centre", "random"]  # fmt: skip
-MEASURES = ["deletion", "insertion", "pointing", "energy", "boxes"]
+           "centre", "random"]  # fmt: skip
+PLACE = ["pointing", "energy", "boxes"]
+REMOVAL = ["deletion", "insertion"]  # with --removal: they take most of the passes
+STEPS = 12  # of deletion and insertion
 COLUMNS = {
     "deletion": "deletion ↓",
     "insertion": "insertion ↑",
@@ -34,7 +36,7 @@ COLUMNS = {
     "pointing": "pointing game ↑",
     "max_box_accuracy": "MaxBoxAccV2 ↑",
 }
-TWINS = {"probe": "probe, average", "finetune": "average pooling"}  # trained alike, with average pooling
+TWINS = {"finetune": "average pooling"}  # trained alike, but for its pooling
 
 
 def main() -> None:
@@ -45,9 +47,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/on_object"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limit", type=int, default=100, help="images of each data set")
+    parser.add_argument("--removal", action="store_true", help="measure deletion and insertion too")
     parser.add_argument("--only", nargs="+", choices=["pets2", "pets3", "tiny"], default=["pets2", "pets3", "tiny"])
     a = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    measures = [*PLACE, *(REMOVAL if a.removal else [])]
     for data in a.only:
         if data == "tiny":
             if a.tiny is None:
@@ -55,24 +59,22 @@ def main() -> None:
                 continue
             images, boxes = unpacked_tiny(a.tiny, a.out / "tiny")
             annotated = ["--boxes", str(boxes)]
-            found = {"imagenet": [audit("imagenet", images, annotated, METHODS, a.out / "tiny-imagenet", a.limit)]}
+            found = {
+                "imagenet": [audit("imagenet", images, annotated, METHODS, measures, a.out / "tiny-imagenet", a.limit)]
+            }
         else:
             images = pretrained.unpacked(data, a.pets, a.out)
             annotated = ["--masks", str(flat_masks(a.pets, a.out))]
             found = {}
-            for name in (*TWINS, *TWINS.values()):
+            for name in ("probe", *TWINS, *TWINS.values()):
                 for seed in range(a.seeds):
                     run = a.runs / f"{data}-{name}-{seed}"
-                    if name == TWINS["probe"]:
-                        run = a.out / f"{data}-probe_average-{seed}"
-                        average = ("--recipe", "probe", "--model.options.pooling", "average")
-                        pretrained.recipe(*average)(images, run, seed)
-                    elif not is_finished(run):
+                    if not is_finished(run):
                         print(f"{data}: there is no finished training in {run}")
                         continue
-                    methods = ["evidence", "gradcam"] if name in TWINS.values() else METHODS
+                    methods = ["evidence"] if name in TWINS.values() else METHODS
                     out = a.out / f"audit-{data}-{name.replace(', ', ' ').replace(' ', '_')}-{seed}"
-                    report = audit(str(run / "best"), images, annotated, methods, out, a.limit)
+                    report = audit(str(run / "best"), images, annotated, methods, measures, out, a.limit)
                     found.setdefault(name, []).append(report)
         results[data] = found
         RESULTS.write_text(json.dumps({**results, "setup": setup()}, indent=1) + "\n")
@@ -90,11 +92,13 @@ def is_finished(run: Path) -> bool:
     return config.is_file() and "test" in json.loads(config.read_text())["metrics"]
 
 
-def audit(model: str, images: Path, annotated: list[str], methods: list[str], out: Path, limit: int) -> dict[str, Any]:
+def audit(
+    model: str, images: Path, annotated: list[str], methods: list[str], measures: list[str], out: Path, limit: int
+) -> dict[str, Any]:
     """By method, mean and standard error of each measure; and for each image its energy."""
     command = ["audit", "--model", model, "--data", f"folder:{images.resolve()}", *annotated, "--target", "label"]
     command += ["--split", "test", "--limit", str(limit), "--methods", json.dumps(methods), "--out", str(out)]
-    command += ["--measures", json.dumps(MEASURES), "--examples", "0"]
+    command += ["--measures", json.dumps(measures), "--steps", str(STEPS), "--examples", "0"]
     subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
     report = json.loads((out / "report.json").read_text())
     energies: dict[str, dict[int, float]] = {}
@@ -155,17 +159,22 @@ def unpacked_tiny(source: Path, out: Path) -> tuple[Path, Path]:
 
 def table(reports: list[dict[str, Any]], twins: list[dict[str, Any]]) -> str:
     """A row for each map; ± is the standard error over images with one seed, else the deviation over seeds."""
-    rows = ["| map | " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+    columns = [column for column in COLUMNS if column in reports[0]["methods"]["evidence"]]
+    head = " | ".join(COLUMNS[column] for column in columns)
+    rows = [f"| map | {head} |", "|" + "---|" * (len(columns) + 1)]
     for name in reports[0]["methods"]:
-        rows.append(line([report["methods"][name] for report in reports]))
+        rows.append(line([report["methods"][name] for report in reports], columns))
     if twins:
-        rows.append(line([twin["methods"]["evidence"] for twin in twins], "CAM of the average-pooled twin"))
+        rows.append(line([twin["methods"]["evidence"] for twin in twins], columns, "CAM of the average-pooled twin"))
     return "\n".join(rows)
 
 
-def line(methods: list[dict[str, Any]], title: str = "") -> str:
+def line(methods: list[dict[str, Any]], columns: list[str], title: str = "") -> str:
     cells = []
-    for column in COLUMNS:
+    for column in columns:
+        if column not in methods[0]:
+            cells.append("–")
+            continue
         means = [method[column]["mean"] for method in methods]
         spread = np.std(means, ddof=1) if len(means) > 1 else methods[0][column]["standard_error"]
         cells.append(f"{np.mean(means):.3f} ± {spread:.3f}")
@@ -177,7 +186,7 @@ def gaps(results: dict[str, Any]) -> str:
     rows = ["| data | network | map | energy | less Grad-CAM | less the twin's CAM | MaxBoxAccV2 less the twin's |"]
     rows.append("|---" * 7 + "|")
     for data, found in results.items():
-        for network in (n for n in found if n in (*TWINS, "imagenet")):
+        for network in (n for n in found if n in ("probe", *TWINS, "imagenet")):
             twins = found.get(TWINS.get(network))
             for name in ("evidence", "contrast"):
                 ours = [report["methods"][name] for report in found[network]]

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -323,6 +323,27 @@ def test_a_metric_needs_no_more_than_its_record(model, images, tmp_path, monkeyp
     page = result.files.html.read_text()
     assert "<dt>Spread</dt><dd>How uneven a map is (this test). Higher is better.</dd>" in page
     assert "<small>1 missing</small>" in page
+
+
+def test_an_audit_that_was_begun_before_goes_on(model, images, tmp_path):
+    """Its settings are compared name by name, so that one more, or another default, would refuse every older folder."""
+    assert asdict(AuditSettings(methods=("evidence",))) == {
+        "methods": ("evidence",), "measures": None, "limit": None, "target": "predicted", "steps": 32, "mosaics": 100,
+        "robustness": 32, "robustness_methods": None, "examples": 6, "rise_masks": 1000, "gradient_steps": 50,
+        "batch_size": 16, "forward_batch": 256, "seed": 0, "quick": False,
+    }  # fmt: skip
+    options = {"methods": ("evidence", "centre"), "measures": ("deletion",), "limit": 6, "batch_size": 3}
+    audit(model, images, tmp_path, settings(**options), show_progress=False)
+    path = tmp_path / RESULTS_FILE
+    lines = path.read_text().splitlines()
+    old = [json.loads(line) for line in lines]
+    maps = [record for record in old if record["kind"] == "maps"]
+    maps[0]["deletion"]["score"] += 1e-5  # as another version, or another machine, rounded
+    path.write_text("".join(json.dumps(record) + "\n" for record in old[:-6]))
+    audit(model, images, tmp_path, settings(**options), show_progress=False)
+    again = [json.loads(line) for line in path.read_text().splitlines()]
+    assert again[: len(old) - 6] == old[:-6]  # what was measured then stays
+    assert [record["image"] for record in again] == [record["image"] for record in old]
 
 
 def test_costly_methods_take_part_in_sanity_only_when_asked(model, images, tmp_path):
