@@ -437,6 +437,9 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             type(self).private = json.loads(body).get("visibility", "") == "private" or json.loads(body).get("private")
             self.json({"url": f"http://{self.headers['Host']}/someone/apples"})
+        elif self.path == "/api/validate-yaml":  # the head of a model card
+            assert json.loads(body)["content"].startswith("---\n")
+            self.json({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
             self.json({"files": [{**f, "shouldIgnore": False} for f in files]})
@@ -487,7 +490,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub: type[Hub]) -> None:
     address = model.push_to_hub("someone/apples", token="hf_good", private=True)
     assert address.endswith("/someone/apples")
     assert hub.private
-    assert {"config.json", "model.safetensors"} <= set(hub.files)
+    assert {"config.json", "model.safetensors", "README.md"} <= set(hub.files)
     loaded = PatchConvNet.from_pretrained("someone/apples")
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(image), model(image))

@@ -51,7 +51,8 @@ def export(
         to: onnx; or web, a folder for any web server, whose page explains images in the browser.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         size: the network input, such as 96 or 64x48 (height x width); by default the model's own.
-        preprocessing: outside takes normalised images; inside takes uint8 images of any size, which the file resizes.
+        preprocessing: outside takes normalised images; inside takes uint8 images of any size, which the file resizes;
+            for web it is inside.
         batch: images at a time, or dynamic for any number.
         evidence: auto, all, none, or for how many of the likeliest classes where evidence is of first order.
         images: image files, folders or patterns to check the file on; by default made images.
@@ -61,7 +62,7 @@ def export(
         masks: folder of masks for these, to measure how much of the evidence is in the object.
         limit: images of the data that are measured at most.
         onnxruntime_web: for web, the npm package onnxruntime-web as a folder or .tgz; if not given, it is downloaded.
-        samples: for web, a folder of images that the page offers to try.
+        samples: for web, a folder of images that the page offers to try; if not given, drawings that come with it.
     """
     from PIL import Image
     from rich.console import Console
@@ -76,6 +77,8 @@ def export(
     if data is not None and precision == "fp32":
         raise UserError("--data measures what int8 or fp16 costs; add --precision int8, or use patchconvnet evaluate")
     if to == "web":
+        if batch != "dynamic":
+            raise UserError("--batch belongs to --to onnx: the page gives one image at a time")
         check_site(out, onnxruntime_web, samples)
     elif given := [name for name, value in (("onnxruntime-web", onnxruntime_web), ("samples", samples)) if value]:
         raise UserError(f"--{given[0]} belongs to --to web")

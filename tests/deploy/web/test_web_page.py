@@ -32,14 +32,6 @@ def explanation(model: AttentionClassifier, cat: Image.Image) -> Explanation:
 
 
 @pytest.fixture
-def erasable(opening: Opening, static_url: str, cat: Image.Image) -> Opened:
-    """The same where the page can compute what remains without a part."""
-    tab = opening(static_url)
-    tab.answer(png(cat))
-    return tab
-
-
-@pytest.fixture
 def asked(opening: Opening, url: str, cat: Image.Image) -> Opened:
     """The page with its answer about the photograph."""
     tab = opening(url)
@@ -159,74 +151,74 @@ def test_another_class_is_asked_for_by_name(asked: Opened, explanation: Explanat
     assert asked.error() == "The network knows no class “unicorn”; choose one of the names that are offered."
 
 
-def test_what_if_this_were_gone(erasable: Opened, explanation: Explanation) -> None:
-    erasable.page.click("#erase")
-    box = erasable.page.locator("#view").bounding_box()
-    erasable.page.locator("#brush").fill("20")
+def test_what_if_this_were_gone(asked: Opened, explanation: Explanation) -> None:
+    asked.page.click("#erase")
+    box = asked.page.locator("#view").bounding_box()
+    asked.page.locator("#brush").fill("20")
 
     def at(x: float, y: float) -> tuple[float, float]:
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
-    erasable.page.mouse.move(*at(0.35, 0.3))
-    erasable.page.mouse.down()
-    erasable.page.mouse.move(*at(0.6, 0.6), steps=5)
-    erasable.page.mouse.up()
-    erasable.page.wait_for_function("document.getElementById('gone').textContent.includes('patches are gone')")
-    saved = json.loads(erasable.saved("#save-data"))
+    asked.page.mouse.move(*at(0.35, 0.3))
+    asked.page.mouse.down()
+    asked.page.mouse.move(*at(0.6, 0.6), steps=5)
+    asked.page.mouse.up()
+    asked.page.wait_for_function("document.getElementById('gone').textContent.includes('patches are gone')")
+    saved = json.loads(asked.saved("#save-data"))
     removed = np.array(saved["without"]["patches"], bool)
     assert 4 < removed.sum() < 40
-    assert f"{removed.sum()} of 64 patches are gone" in erasable.page.inner_text("#gone")
+    assert f"{removed.sum()} of 64 patches are gone" in asked.page.inner_text("#gone")
     logits = explanation.forward_pass.logits_of(~removed)
     shares = explanation.probabilities_of(logits)
     for one in saved["without"]["classes"]:
         np.testing.assert_allclose(one["logit"], logits[one["index"]], atol=1e-4)
         np.testing.assert_allclose(one["probability"], shares[one["index"]], atol=1e-4)
     best = explanation.class_names[shares.argmax()]
-    assert f"Without it: {best}" in erasable.page.inner_text("#detail")
+    assert f"Without it: {best}" in asked.page.inner_text("#detail")
     before, after = (f"{one[explanation.class_index('cat')]:.1%}" for one in (explanation.probabilities, shares))
     said = before if before == after else f"{before} → {after}"
-    assert erasable.classes()["cat"] == said.replace("%", " %")
+    assert asked.classes()["cat"] == said.replace("%", " %")
     # what is gone is hatched in two light greys, whatever the map
-    shown = erasable.view().astype(int)
+    shown = asked.view().astype(int)
     for y, x in np.argwhere(removed):
         rows, columns = (
             slice(int((i + 0.2) * side / 8), int((i + 0.8) * side / 8)) for i, side in ((y, 426), (x, 640))
         )
         assert np.ptp(shown[rows, columns], axis=-1).max() < 20
-    erasable.page.click("#restore")
-    assert erasable.page.inner_text("#detail") == ""
-    assert erasable.classes()["cat"] == before.replace("%", " %")
+    asked.page.click("#restore")
+    assert asked.page.inner_text("#detail") == ""
+    assert asked.classes()["cat"] == before.replace("%", " %")
 
 
-def test_patches_are_taken_out_by_keyboard(erasable: Opened, explanation: Explanation) -> None:
-    erasable.page.click("#erase")
-    erasable.page.focus("#view")
+def test_patches_are_taken_out_by_keyboard(asked: Opened, explanation: Explanation) -> None:
+    asked.page.click("#erase")
+    asked.page.focus("#view")
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", " "):  # the first goes to the middle
-        erasable.page.keyboard.press(key)
-    assert "Gone. " in erasable.page.inner_text("#status")
+        asked.page.keyboard.press(key)
+    assert "Gone. " in asked.page.inner_text("#status")
     removed = np.zeros((8, 8), bool)
     removed[3, 5] = True
-    saved = json.loads(erasable.saved("#save-data"))
+    saved = json.loads(asked.saved("#save-data"))
     np.testing.assert_array_equal(saved["without"]["patches"], removed)
     logits = explanation.forward_pass.logits_of(~removed)
     assert saved["without"]["classes"][0]["logit"] == pytest.approx(logits.max(), abs=1e-4)
-    erasable.page.focus("#view")
-    erasable.page.keyboard.press(" ")
-    assert "Back. " in erasable.page.inner_text("#status")
-    erasable.page.keyboard.press("Escape")
-    assert erasable.page.get_attribute("#erase", "aria-pressed") == "false"
+    asked.page.focus("#view")
+    asked.page.keyboard.press(" ")
+    assert "Back. " in asked.page.inner_text("#status")
+    asked.page.keyboard.press("Escape")
+    assert asked.page.get_attribute("#erase", "aria-pressed") == "false"
 
 
-def test_everything_gone_is_said(erasable: Opened) -> None:
-    erasable.page.click("#erase")
-    erasable.page.locator("#brush").fill("40")
-    box = erasable.page.locator("#view").bounding_box()
+def test_everything_gone_is_said(asked: Opened) -> None:
+    asked.page.click("#erase")
+    asked.page.locator("#brush").fill("40")
+    box = asked.page.locator("#view").bounding_box()
     for share in (0.15, 0.5, 0.85):
-        erasable.page.mouse.move(box["x"], box["y"] + share * box["height"])
-        erasable.page.mouse.down()
-        erasable.page.mouse.move(box["x"] + box["width"], box["y"] + share * box["height"], steps=3)
-        erasable.page.mouse.up()
-    erasable.page.wait_for_function("document.getElementById('gone').textContent.startsWith('Nothing is left')")
+        asked.page.mouse.move(box["x"], box["y"] + share * box["height"])
+        asked.page.mouse.down()
+        asked.page.mouse.move(box["x"] + box["width"], box["y"] + share * box["height"], steps=3)
+        asked.page.mouse.up()
+    asked.page.wait_for_function("document.getElementById('gone').textContent.startsWith('Nothing is left')")
 
 
 def test_the_camera_is_explained_live(opening: Opening, url: str) -> None:

@@ -64,6 +64,8 @@ def test_a_site_is_not_written_over_something_else(site: Path, runtime: Path, tm
         (["--onnxruntime-web", "."], "is no onnxruntime-web: it has no ort.wasm.bundle.min.mjs"),
         (["--samples", "nowhere"], "--samples takes a folder of 1 to 24 images; nowhere has 0 files"),
         (["--onnxruntime-web", "text.tgz"], "text.tgz cannot be read as the .tgz of an npm package"),
+        (["--to", "onnx", "--samples", "images"], "--onnxruntime-web belongs to --to web"),
+        (["--batch", "4"], "--batch belongs to --to onnx"),
         (["--out", "text.tgz"], "text.tgz is a file; --out of a site is a folder"),
     ],
 )
