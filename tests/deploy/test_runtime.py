@@ -1,5 +1,7 @@
 """A file answers and explains as the network does, without PyTorch."""
 
+import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -114,3 +116,43 @@ def test_a_file_that_preprocesses_inside_takes_pixels(tmp_path: Path) -> None:
         assert (ours.grid, ours.geometry) == (theirs.grid, theirs.geometry)
     with pytest.raises(UserError, match="export it again with --size 64x64"):
         model.explain(photographs(), size=64)
+
+
+@pytest.mark.slow
+def test_an_environment_without_pytorch_explains(file: Path, tmp_path: Path) -> None:
+    """As docs/exporting.md has it: the package without its dependencies, and the runtime's."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "exporting.md").read_text()
+    installs = [shlex.split(line.split("#")[0]) for line in page.splitlines() if line.startswith("pip install ")]
+    package, runtime, command, _ = [words for words in installs if "patchconvnet[export]" not in words]
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        alone = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}  # without PYTHONPATH
+        alone |= {name: value for name, value in os.environ.items() if "PIP" in name or "proxy" in name.lower()}
+        return subprocess.run([python, *words], capture_output=True, text=True, timeout=600, cwd=tmp_path, env=alone)
+
+    packages = [str(root) if word == "patchconvnet" else word for word in package[2:]]
+    for wanted in (packages, runtime[2:], command[2:]):
+        done = run("-m", "pip", "install", "--quiet", *wanted)
+        if done.returncode and "No matching distribution" in done.stderr:
+            pytest.skip(f"no package index to install from: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+    assert run("-c", "import torch").returncode == 1
+    photographs()[0].save(tmp_path / "a.png")
+    program = (
+        "import sys; from patchconvnet.deploy.runtime import OnnxModel as M; print(M(sys.argv[1]).explain('a.png'))"
+    )
+    done = run("-c", program, str(file))
+    assert done.returncode == 0, done.stderr
+    wanted_name = explain(load("cifar10"), photographs()[0]).predicted.name
+    assert wanted_name in done.stdout
+    words = ["-m", "patchconvnet", "explain", "a.png", f"--model={file}", "--out=out"]
+    done = run(*words)
+    assert (done.returncode, "figures need matplotlib" in done.stderr) == (2, True), done.stderr
+    done = run(*words, "--only=overlay,map,json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a_overlay.png").is_file()
+    done = run("-m", "patchconvnet", "explain", "a.png", "--model=cifar10", "--only=json")
+    assert (done.returncode, "needs PyTorch" in done.stderr) == (2, True), done.stderr

@@ -22,7 +22,8 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.patch_grid import Grid, resample
 
-QUANTISED = ["Conv", "MatMul", "Gemm", "Clip", "Relu", "Add", "MaxPool"]
+# not MaxPool: where it is padded with −∞ there is no scale
+QUANTISED = ["Conv", "MatMul", "Gemm", "Clip", "Relu", "Add"]
 FEWEST_FOR_CALIBRATION = 16
 
 
