@@ -89,8 +89,12 @@ class Opened:
 
     def classes(self) -> dict[str, str]:
         """What is listed: shares by name."""
-        rows = self.page.locator("#classes button").all()
-        return {row.locator(".name").inner_text(): row.locator(".share").inner_text() for row in rows}
+        return dict(
+            self.page.eval_on_selector_all(
+                "#classes button",
+                "all => all.map((e) => [...e.querySelectorAll('.name, .share')].map((p) => p.innerText))",
+            )
+        )  # at once, for the camera changes them
 
     def saved(self, button: str) -> bytes:
         """The file that a button downloads."""

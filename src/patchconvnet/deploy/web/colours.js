@@ -28,6 +28,6 @@ export const EVIDENCE = table(
   "++LU++HS++DQ/N/O/N7M/N3K/NzI/NzI/dvH/NjE/NbB+9S++9K8+9K8+9C5+s62+sy0+sqx+ceu+ceu+cWr+cOp+MGm+L+j+L2h" +
   "97ue97ue97mb97eZ9rSW9rKT9bCQ9bCQ9a6O9ayL9KqI9KiG9KaD86OA86OA8qB+8Z5875t67ph47ZZ27ZZ27JN065By6o5w6Itu" +
   "54hs54hs5oVq5YNo5IBl4n1j4Xth4Hhf4Hhf33Vd3nJb3XBZ221X2mpV2mpV2WhT2GVR12JP1mBN1F1L01pK01pK0VdJ0FRHzlFG" +
-  "zU9FzExDzExDyklCyUZBx0M/xkA+xT48xT48wzs7wjg6wDU4vzI3vjA2vC00vC00uyozuScyuCQxtiEvtR8utR8utBwtshkrsBcq" +
+  "zU9FzExDzExDyklCyUZBx0M/xkA+xT49xT49wzs7wjg6wDU5vzI3vjA2vC01vC01uyozuScyuCQxtiEvtR8utR8utBwtshkrsBcq" +
   "rRYqqhUpqhUppxQppBMooRIo",
 );
