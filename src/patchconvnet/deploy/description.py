@@ -187,6 +187,15 @@ class Description:
         """(height, width) of the network input that its preprocessing makes."""
         return self.preprocessing.size
 
+    @property
+    def removal(self) -> bool:
+        """Whether the answer without some patches follows from attention and evidence: see web/removal.js.
+
+        Several queries that share one decision have a sum each, of which their mean says too little.
+        """
+        pooling = self.architecture.get("pooling")
+        return self.evidence == "exact" and pooling in ("additive", "additive_multi", "average")
+
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse a network input that the file does not take.
 

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from patchconvnet.data.images import read_image
-from patchconvnet.deploy.description import Description
 from patchconvnet.deploy.onnxruntime_web import runtime_files
 from patchconvnet.deploy.runtime import OnnxModel
 from patchconvnet.errors import UserError, first_line
@@ -156,18 +155,10 @@ def describe(model: Path, name: str) -> dict[str, Any]:
         "bias": about.bias,
         "grid": {"first": dict(zip("yx", grid.first, strict=True)), "step": dict(zip("yx", grid.step, strict=True))},
         "exact": about.evidence == "exact",
-        "removal": follows_from_maps(about),
+        "removal": about.removal,
         "precision": about.precision,
         "version": about.version,
     }
-
-
-def follows_from_maps(about: Description) -> bool:
-    """Whether the answer without some patches follows from attention and evidence: see web/removal.js.
-
-    Several queries that share one decision have a sum each, of which their mean says too little.
-    """
-    return about.evidence == "exact" and about.architecture.get("pooling") in ("additive", "additive_multi", "average")
 
 
 def _sample_files(folder: Path) -> list[Path]:

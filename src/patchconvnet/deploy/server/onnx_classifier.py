@@ -10,7 +10,6 @@ from patchconvnet.deploy.runtime import OnnxModel
 from patchconvnet.deploy.server.classifier import Outputs, Signature
 
 EXAMPLE = 64  # pixels of a side of an image that files with preprocessing inside are tried with
-TELLING = ("additive", "additive_multi", "average")  # poolings whose evidence says what would be said without patches
 
 
 class OnnxClassifier:
@@ -27,7 +26,7 @@ class OnnxClassifier:
         self.class_names, self.size, self.temperature = about.class_names, about.size, about.temperature
         self.bias = np.array(about.bias, np.float32)
         self.exact = about.evidence == "exact"
-        self.removal = self.exact and about.architecture.get("pooling") in TELLING
+        self.removal = about.removal
         channels = about.preprocessing.channels
         inside = about.input == "pixels"
         shape = (-1, -1, channels) if inside else (channels, *self.size)
