@@ -106,7 +106,10 @@ def dying(recipe: Recipe, folder: Path, before: int) -> None:
 
 
 def exit_code_of_dying(recipe: Recipe, folder: Path, before: int) -> int | None:
-    process = multiprocessing.get_context("fork").Process(target=dying, args=(recipe, folder, before))
+    # not a fork of this process, whose autograd may have threads by now
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(["small_runs"])
+    process = clean.Process(target=dying, args=(recipe, folder, before))
     process.start()
     process.join()
     return process.exitcode
