@@ -4,6 +4,7 @@ Which format it is says the content. Formats whose readers start other programs 
 among those that are tried. Of an animation the first frame counts, and no other is decoded.
 """
 
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ MOST_SCANNED = 500_000_000  # pixels times passes
 T = TypeVar("T")
 
 
+@functools.cache
 def known_formats() -> list[str]:
     """The formats that this installation reads."""
     read_heif()
