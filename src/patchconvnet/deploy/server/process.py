@@ -22,6 +22,7 @@ from patchconvnet.errors import UserError
 HEADER_SECONDS = 10.0  # within which a request's headers must have arrived
 LINGER_SECONDS = 0.5  # that an idle connection is kept at the end, for a request that is on its way
 MOST_CONNECTIONS = 1000
+START_SECONDS = 120  # that a new worker has to load the model in, on a busy machine
 
 
 class Connection(H11Protocol):
@@ -104,6 +105,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
         "server_header": False,
         "proxy_headers": False,
         "limit_concurrency": MOST_CONNECTIONS,
+        "timeout_worker_healthcheck": START_SECONDS,
         "timeout_graceful_shutdown": int(settings.seconds) + 5,
     }
     signal.signal(signal.SIGTERM, _end)  # uvicorn raises it again when it has ended
