@@ -121,7 +121,7 @@ def test_the_model_says_what_it_is(client: httpx.Client) -> None:
         ("/v1/explain?target=²", 422, "unknown class"),
         ("/v1/explain?maps=heat", 422, "there is no map 'heat'"),
         ("/v1/explain?format=gif", 422, "format"),
-        ("/v1/nothing", 404, "nothing at this address"),
+        ("/v1/nothing", 405, "does not answer this method"),
         ("/v2/models/other/infer", 404, "there is no such model"),
     ],
 )
