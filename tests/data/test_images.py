@@ -1,5 +1,6 @@
 """Reading images: every kind of file and array against PIL and NumPy, and what is refused."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,11 @@ def test_layouts_are_told_apart() -> None:
 def test_arrays_that_are_no_images_are_refused_in_words(image: np.ndarray | Tensor, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pixels(image)
+
+
+def test_damaged_exif_of_a_jpeg_is_no_error_later_on() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(file, "JPEG", exif=b"Exif\0\0no directory of tags")
+    image = read_image(file)
+    assert image.info == {}
+    assert pixels(image).shape == (3, 6, 8)

@@ -64,7 +64,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.clear()  # metadata has been heeded, or could not be: damaged EXIF is no error where it is met again
+    return image
 
 
 def pixels(image: ImageLike, channels: int = 3) -> "Tensor":

@@ -90,6 +90,7 @@ def valid_images() -> dict[str, bytes]:
         "jpeg and then a zip": jpeg + archive(),
         "jpeg and then a script": jpeg + b"<script>alert(1)</script>",
         "jpeg with a broken colour profile": encoded(CAT, "JPEG", icc_profile=b"no profile" * 30),
+        "jpeg with damaged exif": encoded(CAT, "JPEG", exif=b"Exif\0\0no directory of tags"),
         "png": encoded(CAT, "PNG"),
         "png with transparency": encoded(alpha, "PNG"),
         "png with a palette": encoded(CAT.quantize(64), "PNG"),

@@ -1,5 +1,6 @@
 """Mutated images, and requests made from the API's own description: an answer each, and the server stays up."""
 
+import importlib
 import io
 import time
 
@@ -70,25 +71,25 @@ def test_mutated_images_are_answered_one_by_one(server: Running) -> None:
     assert "Traceback" not in server.log()
 
 
-@pytest.fixture(scope="session")
-def described(server: Running) -> object:
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-
-
-schema = schemathesis.pytest.from_fixture("described")
-
-
 @pytest.mark.slow
-@schema.parametrize()
-@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-def test_requests_made_from_the_description(case: "schemathesis.Case") -> None:
-    checks = schemathesis.checks
-    case.call_and_validate(
-        checks=[
-            checks.not_a_server_error,
-            schemathesis.specs.openapi.checks.status_code_conformance,
-            schemathesis.specs.openapi.checks.content_type_conformance,
-            schemathesis.specs.openapi.checks.response_schema_conformance,
-        ],
-        timeout=60,
-    )
+def test_requests_made_from_the_description(server: Running) -> None:
+    of_openapi = importlib.import_module("schemathesis.specs.openapi.checks")
+    operations = [one.ok() for one in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations()]
+    assert len(operations) >= 12
+    for operation in operations:
+
+        @hypothesis.settings(max_examples=12, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=operation.as_strategy())
+        def ask(case: "schemathesis.Case") -> None:
+            case.call_and_validate(
+                checks=[
+                    schemathesis.checks.not_a_server_error,
+                    of_openapi.status_code_conformance,
+                    of_openapi.content_type_conformance,
+                    of_openapi.response_schema_conformance,
+                ],
+                timeout=60,
+            )
+
+        ask()
+    assert "Traceback" not in server.log()
