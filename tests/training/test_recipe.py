@@ -137,6 +137,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
         ({"optimization": {"accumulate": 0}}, "accumulate must be at least 1"),
         ({"progressive": {"start": 0.0}}, "progressive.start is a share"),
         ({"progressive": {"until": 1.5}}, "progressive.until is a share"),
+        ({"method": "probe", "model": {"options": {"pooling": "average"}}}, "train, which trains any pooling"),
     ],
 )
 def test_impossible_values_are_refused_at_once(changes: dict, words: str) -> None:

@@ -89,9 +89,8 @@ def with_pooling(recipe: Recipe) -> Recipe:
     """The recipe with the pooling that is fitted, where its model is not a folder that has one already."""
     if Path(recipe.model.name).is_dir():
         return recipe
-    queries = recipe.probe.queries
-    pooling = {"pooling": "additive_sliced", "num_queries": queries} if queries else {"pooling": "additive"}
-    return replace(recipe, model=replace(recipe.model, options={**recipe.model.options, **pooling}))
+    options = {**recipe.model.options, **recipe.probe.pooling}
+    return replace(recipe, model=replace(recipe.model, options=options))
 
 
 def fit_head(model: AttentionClassifier, recipe: Recipe, data: DataSplits, device: torch.device) -> None:

@@ -179,6 +179,11 @@ class ProbeOptions:
     queries: int = 16
     balanced: bool = False
 
+    @property
+    def pooling(self) -> dict[str, Any]:
+        """The pooling that is fitted, as options of a model."""
+        return {"pooling": "additive_sliced", "num_queries": self.queries} if self.queries else {"pooling": "additive"}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -281,6 +286,13 @@ class Recipe:
         if o.fallback_learning_rate is not None and not o.has_fallback:
             raise UserError(
                 f"optimization.fallback_learning_rate belongs to muon; {o.optimizer} has one learning_rate for all"
+            )
+
+        asked, fitted = self.model.options.get("pooling"), self.probe.pooling["pooling"]
+        if self.method != "train" and asked not in (None, fitted):
+            raise UserError(
+                f"method {self.method} fits pooling {fitted} (with probe.queries 0: additive), and "
+                f"model.options.pooling is {asked!r}; leave it out, or choose method train, which trains any pooling"
             )
 
     def to_dict(self) -> dict[str, Any]:
