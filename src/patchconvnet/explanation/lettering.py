@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.font_manager import FontProperties, findSystemFonts, fontManager, get_font
 
 BASE = "DejaVu Sans"
 PREFERRED = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR")
@@ -86,12 +86,13 @@ def _renderer() -> RendererAgg:
 def _family_of(character: str) -> str | None:
     """The family of a font with that character: the base font if it has it, else another installed one, or None."""
     code = ord(character)
-    for family, path in _fonts():
-        try:
-            if get_font(path).get_char_index(code):
-                return family
-        except (OSError, RuntimeError) as error:  # a font file that is damaged or gone
-            logging.getLogger(__name__).debug("font %s cannot be read: %s", path, error)
+    for fonts in (_fonts, _fonts_installed_since):
+        for family, path in fonts():
+            try:
+                if get_font(path).get_char_index(code):
+                    return family
+            except (OSError, RuntimeError) as error:  # a font file that is damaged or gone
+                logging.getLogger(__name__).debug("font %s cannot be read: %s", path, error)
     return None
 
 
@@ -107,6 +108,28 @@ def _fonts() -> Sequence[tuple[str, str]]:
         and not font.name.startswith(SYMBOLS_ONLY)
     }
     return sorted(fonts.items(), key=lambda font: (order.index(font[0]) if font[0] in order else len(order), font[0]))
+
+
+@functools.cache
+def _fonts_installed_since() -> Sequence[tuple[str, str]]:
+    """(family, file) of fonts that matplotlib does not know: it lists the installed ones once, and keeps the list."""
+    known, before = {font.fname for font in fontManager.ttflist}, len(fontManager.ttflist)
+    for path in sorted(set(findSystemFonts()) - known):
+        try:
+            fontManager.addfont(path)
+        except (OSError, RuntimeError, ValueError) as error:
+            logging.getLogger(__name__).debug("font %s cannot be read: %s", path, error)
+    return [(font.name, font.fname) for font in fontManager.ttflist[before:]]
+
+
+class _NoWordOfWeights(logging.Filter):
+    """A font that takes over may have no bold, and is then drawn as it is: nothing to tell a user."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Failed to find font weight" not in record.msg
+
+
+logging.getLogger("matplotlib.font_manager").addFilter(_NoWordOfWeights())
 
 
 @functools.cache
