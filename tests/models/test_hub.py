@@ -89,5 +89,5 @@ def test_a_word_after_two_seconds_and_an_end_at_once(silent_hub: str, tmp_path: 
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert time.monotonic() - start < 10  # of the twenty that it would wait; a busy machine takes three to end Python
+    assert time.monotonic() - start < 17  # of the twenty that it would wait; ending Python takes up to twelve when busy
     assert process.returncode != 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx
 import numpy as np
 import pytest
-from conftest import Opened, png
+from pages import Opened, png, serving_files
 from PIL import Image
 
 from patchconvnet import Explanation, explain
@@ -105,8 +105,6 @@ def test_a_very_large_image_is_made_smaller_and_this_is_said(
 def test_threads_give_the_same_where_the_host_allows_them(
     opening: Opening, site, cat: Image.Image, model: AttentionClassifier
 ) -> None:
-    from conftest import serving_files
-
     isolated = {"Cross_Origin_Opener_Policy": "same-origin", "Cross_Origin_Embedder_Policy": "require-corp"}
     with serving_files(site, **isolated) as url:
         tab = opening(url)

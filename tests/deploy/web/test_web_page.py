@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened, png
+from pages import Opened, png
 from PIL import Image
 
 from patchconvnet import Explanation, explain

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Opened, png, serving_files
+from pages import Opened, png, serving_files
 from PIL import Image
 
 from patchconvnet import cli
