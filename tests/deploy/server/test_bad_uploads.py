@@ -61,6 +61,7 @@ def test_the_table_is_long_enough() -> None:
     assert sum(case.status != 200 for case in CASES) >= 40
 
 
+@pytest.mark.slow
 def test_the_table(server: Running, client: httpx.Client, explained: dict[bytes, patchconvnet.Explanation]) -> None:
     cat = encoded(CAT, "JPEG", quality=95)
     server.forget_peak()

@@ -16,6 +16,8 @@ from running import Running, running
 
 from patchconvnet.cli import main
 
+pytestmark = pytest.mark.slow  # servers that are started and ended
+
 
 @contextmanager
 def asking(url: str, cat: bytes, clients: int = 4, *, until_refused: bool = False) -> Iterator[Counter[str]]:

@@ -17,7 +17,7 @@ from patchconvnet import Explanation, explain
 from patchconvnet.explanation.colours import attention_colours, attention_scale, evidence_scale
 from patchconvnet.models import AttentionClassifier
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 Opening = Callable[..., Opened]
 
 
@@ -163,7 +163,7 @@ def test_what_if_this_were_gone(asked: Opened, explanation: Explanation) -> None
     asked.page.mouse.down()
     asked.page.mouse.move(*at(0.6, 0.6), steps=5)
     asked.page.mouse.up()
-    asked.page.wait_for_function("document.getElementById('gone').textContent.includes('patches are gone')")
+    asked.page.wait_for_function("() => document.getElementById('gone').textContent.includes('patches are gone')")
     saved = json.loads(asked.saved("#save-data"))
     removed = np.array(saved["without"]["patches"], bool)
     assert 4 < removed.sum() < 40
@@ -218,7 +218,7 @@ def test_everything_gone_is_said(asked: Opened) -> None:
         asked.page.mouse.down()
         asked.page.mouse.move(box["x"] + box["width"], box["y"] + share * box["height"], steps=3)
         asked.page.mouse.up()
-    asked.page.wait_for_function("document.getElementById('gone').textContent.startsWith('Nothing is left')")
+    asked.page.wait_for_function("() => document.getElementById('gone').textContent.startsWith('Nothing is left')")
 
 
 def test_the_camera_is_explained_live(opening: Opening, url: str) -> None:
@@ -227,7 +227,7 @@ def test_the_camera_is_explained_live(opening: Opening, url: str) -> None:
     tab.page.wait_for_selector("#rate:not(:empty)")
     first = tab.view()
     assert first.shape == (480, 640, 3)  # the fake camera's shape
-    tab.page.wait_for_function("Number(document.getElementById('rate').dataset.rate) > 0.5")
+    tab.page.wait_for_function("() => Number(document.getElementById('rate').dataset.rate) > 0.5")
     tab.page.wait_for_timeout(1000)
     assert (tab.view() != first).any()  # its clock has moved on
     assert tab.page.is_disabled("#erase")

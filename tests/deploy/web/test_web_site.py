@@ -17,6 +17,7 @@ from patchconvnet.deploy import onnxruntime_web
 from patchconvnet.deploy.site import PAGE, write_site
 from patchconvnet.errors import UserError
 
+pytestmark = pytest.mark.slow
 Opening = Callable[..., Opened]
 
 
@@ -128,7 +129,7 @@ def test_it_works_without_a_connection(opening: Opening, site: Path, cat: Image.
     with serving_files(site) as url:
         tab = opening(url)
         tab.page.evaluate("navigator.serviceWorker.ready.then(() => 0)")
-        tab.page.wait_for_function("navigator.serviceWorker.controller !== null")
+        tab.page.wait_for_function("() => navigator.serviceWorker.controller !== null")
     tab.page.reload()  # from the service worker: the server has gone
     tab.page.wait_for_selector("html[data-ready]")
     tab.answer(png(cat))
@@ -195,7 +196,7 @@ def test_a_servers_token_is_asked_for(opening: Opening, tmp_path: Path, cat: Ima
         assert tab.error() == "The server asks for an access token."
         tab.page.fill("#token-value", "wrong")
         tab.page.click("#token button")
-        tab.page.wait_for_function("document.getElementById('error').textContent.includes('refused')")
+        tab.page.wait_for_function("() => document.getElementById('error').textContent.includes('refused')")
         tab.page.fill("#token-value", "a-secret-of-some-length")
         tab.page.click("#token button")
         tab.page.wait_for_selector("html[data-ready]")
