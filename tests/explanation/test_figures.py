@@ -287,7 +287,7 @@ def fonts(monkeypatch):
     def only(*names: str) -> None:
         paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.style == "normal"}
         monkeypatch.setattr(lettering, "_fonts", lambda: [(name, paths[name]) for name in names])
-        monkeypatch.setattr(lettering, "_fonts_installed_since", lambda: [])
+        monkeypatch.setattr(lettering, "_fonts_installed_since", list)
         monkeypatch.setattr(lettering, "BASE", names[0])
         for cached in (lettering._family_of, lettering.width_of, lettering._warn_of_missing_glyphs):
             cached.cache_clear()
