@@ -22,7 +22,7 @@ def export(
     model: str,
     *,
     out: Path,
-    to: Literal["onnx", "web"] = "onnx",
+    to: Literal["onnx", "torch", "web"] = "onnx",
     weights: Path | None = None,
     size: Size = None,
     preprocessing: Literal["outside", "inside"] = "outside",
@@ -36,8 +36,9 @@ def export(
     limit: int = 500,
     onnxruntime_web: Path | None = None,
     samples: Path | None = None,
+    compiled: bool = False,
 ) -> int:
-    """Write a model with its maps as a file that runs without PyTorch, and check it.
+    """Write a model with its maps as a file that runs without this package, and check it.
 
       patchconvnet export --model runs/pets --out pets.onnx
       patchconvnet explain cat.jpg --model pets.onnx
@@ -48,7 +49,8 @@ def export(
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
             patchconvnet_s60.fb_in1k, any timm model such as resnet50, or a hub id (owner/name).
         out: the file to write; for web, the folder.
-        to: onnx; or web, a folder for any web server, whose page explains images in the browser.
+        to: onnx; torch, a .pt2 file for torch.export.load; or web, a folder for any web server, whose page explains
+            images in the browser.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         size: the network input, such as 96 or 64x48 (height x width); by default the model's own.
         preprocessing: outside takes normalised images; inside takes uint8 images of any size, which the file resizes;
@@ -63,6 +65,7 @@ def export(
         limit: images of the data that are measured at most.
         onnxruntime_web: for web, the npm package onnxruntime-web as a folder or .tgz; if not given, it is downloaded.
         samples: for web, a folder of images that the page offers to try; if not given, drawings that come with it.
+        compiled: for torch, compiled by AOTInductor for this kind of CPU; takes a C++ compiler.
     """
     from PIL import Image
     from rich.console import Console
@@ -71,11 +74,16 @@ def export(
     from patchconvnet.data.images import read_image
     from patchconvnet.deploy.onnx_export import export_onnx
     from patchconvnet.deploy.site import check_site, write_site
+    from patchconvnet.deploy.torch_export import export_torch
 
     if isinstance(batch, int) and not 1 <= batch <= LARGEST_BATCH:
         raise UserError(f"--batch is {batch}; it must be from 1 to {LARGEST_BATCH:,}, or dynamic")
     if data is not None and precision == "fp32":
         raise UserError("--data measures what int8 or fp16 costs; add --precision int8, or use patchconvnet evaluate")
+    if compiled and to != "torch":
+        raise UserError("--compiled belongs to --to torch")
+    if to == "torch" and (precision != "fp32" or preprocessing != "outside"):
+        raise UserError("--to torch writes fp32 and takes prepared images; --precision and --preprocessing are of onnx")
     if to == "web":
         if batch != "dynamic":
             raise UserError("--batch belongs to --to onnx: the page gives one image at a time")
@@ -99,10 +107,16 @@ def export(
             f"python -m http.server --directory {printable(out)}"
         )
         return 0
-    about = export_onnx(
-        network, out, name=model, size=size, preprocessing=preprocessing, batch=None if batch == "dynamic" else batch,
-        evidence=evidence, images=chosen, precision=precision, calibration=scales, data=labelled,
-    )  # fmt: skip
+    count = None if batch == "dynamic" else batch
+    if to == "torch":
+        about = export_torch(
+            network, out, name=model, size=size, batch=count, evidence=evidence, images=chosen, compiled=compiled
+        )
+    else:
+        about = export_onnx(
+            network, out, name=model, size=size, preprocessing=preprocessing, batch=count, evidence=evidence,
+            images=chosen, precision=precision, calibration=scales, data=labelled,
+        )  # fmt: skip
     console = Console(highlight=False, markup=False, soft_wrap=True)
     check = about.verification
     largest = max(check["largest_differences"].values())
