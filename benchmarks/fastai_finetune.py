@@ -12,21 +12,6 @@ import json
 import time
 from pathlib import Path
 
-from fastai.callback.schedule import *  # noqa: F403 (patches fine_tune into Learner)
-from fastai.vision.all import (
-    CategoryBlock,
-    DataBlock,
-    GrandparentSplitter,
-    ImageBlock,
-    Resize,
-    accuracy,
-    aug_transforms,
-    get_image_files,
-    parent_label,
-    set_seed,
-    vision_learner,
-)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,6 +20,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="after the one with the body frozen")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
+    from fastai.vision.all import (
+        CategoryBlock,
+        DataBlock,
+        GrandparentSplitter,
+        ImageBlock,
+        Resize,
+        accuracy,
+        aug_transforms,
+        get_image_files,
+        parent_label,
+        set_seed,
+        vision_learner,
+    )
+
     set_seed(a.seed, reproducible=True)
     block = DataBlock(
         blocks=(ImageBlock, CategoryBlock),

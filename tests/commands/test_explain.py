@@ -73,7 +73,11 @@ def test_a_file_that_cannot_be_written_is_counted(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_leaves_no_process(model: Path, folder: Path, tmp_path: Path) -> None:
-    words = ["explain", str(folder), "--model", str(model), "--out", str(tmp_path), "--workers", "2"]
+    many, out = tmp_path / "many", tmp_path / "out"
+    many.mkdir()
+    for k in range(300):  # it is not done before the signal comes
+        os.link(folder / "00.png", many / f"{k:03d}.png")
+    words = ["explain", str(many), "--model", str(model), "--out", str(out), "--workers", "2"]
     command = [sys.executable, "-m", "patchconvnet", *words]
     began = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
@@ -96,4 +100,4 @@ def test_ctrl_c_ends_at_once_and_leaves_no_process(model: Path, folder: Path, tm
         time.sleep(0.1)
     else:
         pytest.fail("a process is left")
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(out.glob(".*.part"))

@@ -55,7 +55,7 @@ def test_hostile(
 ) -> None:
     monkeypatch.chdir(world)
     words = list(case.words)
-    if words[0] == "export" and "required: --out" not in case.said and not any(w.startswith("--out") for w in words):
+    if words[:1] == ["export"] and "required: --out" not in case.said and not any(w.startswith("--out") for w in words):
         words.append(f"--out={tmp_path / 'm.onnx'}")
     if len(words) > 1 and words[0] in WRITERS and not {"--out", "--help"} & set(words):
         words.insert(1, f"--out={tmp_path / 'out'}")

@@ -286,7 +286,7 @@ class AttentionPooled(AttentionClassifier):
         spread = (pooled.vector.var(-1, correction=0) + norm.eps).sqrt()  # (B,), or (B, K)
         values = pooled.values - pooled.values.mean(-1, keepdim=True)
         scaled = weight if norm.weight is None else weight * norm.weight
-        shares = F.linear(values, scaled).permute(0, 3, 1, 2) / spread.view(len(values), -1, 1, 1)
+        shares = F.linear(values, scaled).permute(0, 3, 1, 2) / spread.view(values.shape[0], -1, 1, 1)
         if norm.bias is not None:
             shares = shares + (weight @ norm.bias)[:, None, None]
         return shares * pooled.attention

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -41,10 +42,11 @@ def bare(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     """A server in a process that cannot import PyTorch."""
     folder = tmp_path_factory.mktemp("without")
     (folder / "sitecustomize.py").write_text(WITHOUT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder), prepend=":")
-        with running(model=str(file)) as server:
-            yield server
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # for this server, and not for others that start while it runs
+            patch.setenv("PYTHONPATH", str(folder), prepend=":")
+            server = stack.enter_context(running(model=str(file)))
+        yield server
 
 
 def test_it_answers_as_the_network_does(bare: Running, cat: bytes) -> None:

@@ -125,9 +125,12 @@ def test_too_many_requests_are_told_to_come_again(cat: bytes) -> None:
 def test_a_request_whose_time_runs_out_is_told_so(cat: bytes) -> None:
     with running("--seconds=0.001") as server:
         answer = server.client().post("/v1/explain", files={"image": cat})
-        assert answer.status_code == 503
-        assert "no answer was ready within 0.001 seconds" in answer.json()["detail"]
-        assert "Retry-After" in answer.headers
+        if answer.status_code == 408:  # the time ran out while its body was read
+            assert "had not arrived" in answer.json()["detail"]
+        else:
+            assert answer.status_code == 503
+            assert "no answer was ready within 0.001 seconds" in answer.json()["detail"]
+            assert "Retry-After" in answer.headers
 
 
 @pytest.mark.parametrize(
