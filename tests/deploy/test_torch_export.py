@@ -35,6 +35,7 @@ def network() -> AttentionClassifier:
     return load("cifar10")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 32, 32), (3, 40, 56)], ids=str)
 def test_a_program_answers_without_the_package(
     network: AttentionClassifier, size: tuple[int, int, int], tmp_path: Path
@@ -62,6 +63,7 @@ def test_it_says_what_it_was_compared_with(network: AttentionClassifier, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
 
 
+@pytest.mark.slow
 def test_a_program_that_differs_is_not_kept(
     network: AttentionClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from running import Running, running
 
 import patchconvnet
 
+pytestmark = pytest.mark.slow  # a server and all that is sent to it
+
 CASES = cases()
 MOST_MEMORY = 1_500_000_000  # bytes, above what the server holds at rest
 SECONDS = 4.0  # of a request on the server of these tests

@@ -7,6 +7,8 @@ import httpx
 import pytest
 from running import Running, running
 
+pytestmark = pytest.mark.slow  # a server and all that is sent to it
+
 TOKEN = "0123456789abcdef0123456789abcdef"
 OPEN = ("/v2/health/live", "/v2/health/ready")
 GUARDED = ("/v1/model", "/v2", "/v2/models/cifar10", "/v2/models/cifar10/ready", "/metrics", "/openapi.json")

@@ -18,7 +18,7 @@ from patchconvnet.explanation.patch_grid import Grid
 from patchconvnet.explanation.removal import covered_patches
 from patchconvnet.models import AttentionClassifier
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 Opening = Callable[..., Opened]
 
 
