@@ -75,7 +75,7 @@ def export_torch(
         flat = found.pop("attention_is_flat") and about.evidence != "none"
         verified = {**found, "of": "given images" if images else "made images", "torch": str(torch.__version__)}
         described[0] = replace(about, verification=verified, shown="evidence" if flat else "attention")
-        with quiet():  # again, with what was found; compiled code comes from Inductor's cache
+        with quiet():  # again, for its description says what was found
             put(program, part, described[0], answers.outputs)
 
     try:
