@@ -15,6 +15,7 @@ from patchconvnet.data.splits import Images
 from patchconvnet.deploy.onnx_export import export_onnx
 from patchconvnet.explanation.evidence import forward_with_maps
 
+pytestmark = pytest.mark.slow  # exports
 TOLERANCE = 1e-4
 
 

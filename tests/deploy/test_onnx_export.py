@@ -17,6 +17,8 @@ from patchconvnet.deploy.onnx_export import export_onnx
 from patchconvnet.deploy.runtime import OnnxModel
 from patchconvnet.explanation.patch_grid import patch_grid
 
+pytestmark = pytest.mark.slow
+
 
 def network(name: str, **options: Any) -> nn.Module:
     torch.manual_seed(0)
