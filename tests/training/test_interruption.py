@@ -130,6 +130,7 @@ def test_killed_before_every_single_file(tmp_path: Path) -> None:
     assert before > 9  # the recipe, three checkpoints, three tables, a model folder's two files
 
 
+@pytest.mark.slow
 def test_leftovers_do_not_pile_up(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for before in (3, 3, 3, 1):

@@ -51,6 +51,7 @@ def training(cwd: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_second_training_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(micro(epochs=4000).to_yaml())
     first = training(tmp_path)
