@@ -1,7 +1,5 @@
 """`python -m patchconvnet`."""
 
-import sys
+from patchconvnet.cli import run_and_exit
 
-from patchconvnet.cli import main
-
-sys.exit(main())
+run_and_exit()

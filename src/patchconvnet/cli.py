@@ -5,9 +5,11 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from patchconvnet._version import __version__
 from patchconvnet.commands.terminal import give_up_output, interruptible, safe_output
@@ -71,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"patchconvnet: cannot write: {error.strerror}", file=sys.stderr)
             return 2
     return code
+
+
+def run_and_exit() -> NoReturn:
+    """`main` as a process of its own: once the command has ended, Ctrl-C cannot change its exit code any more."""
+    try:
+        code = main()
+        # while Python takes itself down it would put the default handler back, and the signal would count as the end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:
