@@ -1,10 +1,13 @@
 """Every command and every Python snippet that the README shows is typed as it stands."""
 
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,27 @@ def run(words: list[str], cwd: Path) -> str:
     return result.stdout
 
 
+def serve(words: list[str], cwd: Path) -> None:
+    """A server is started as written, asked for its page and about a photograph, and stopped."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout
+            said = server.stdout.readline()
+            address = re.search(r"http://[\w.:]+", said)
+            assert address, said
+            with urllib.request.urlopen(address[0], timeout=60) as page:
+                assert b"<html" in page.read()
+            photograph = urllib.request.Request(f"{address[0]}/v1/explain", (cwd / "cat.jpg").read_bytes())
+            photograph.add_header("Content-Type", "image/jpeg")
+            with urllib.request.urlopen(photograph, timeout=60) as answer:
+                assert json.load(answer)["classes"][0]["name"] == "cat"
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+    assert server.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_commands_of_the_readme(home: Path) -> None:
@@ -60,7 +84,10 @@ def test_commands_of_the_readme(home: Path) -> None:
     for command in COMMANDS:
         words = shlex.split(command)
         assert words[0] == "patchconvnet"
-        run([sys.executable, "-m", *words], home)
+        if words[1] == "serve":  # it answers until it is told to stop
+            serve([sys.executable, "-m", *words], home)
+        else:
+            run([sys.executable, "-m", *words], home)
     assert (home / "explanations" / "cat_figure.png").stat().st_size > 10_000
     assert (home / "trust" / "report.html").stat().st_size > 10_000
     assert (home / "runs" / "mine" / "best" / "model.safetensors").is_file()

@@ -114,6 +114,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         if workers == 1:
             app = create_app(settings)
+            listener.listen()  # whoever reads the line and connects at once waits for the answer
             _say(f"serving {settings.model} at http://{shown}:{address[1]}")
             uvicorn.Server(uvicorn.Config(app, **shared)).run([listener])
             return
