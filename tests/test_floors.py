@@ -15,7 +15,7 @@ MODULES = {
 
 # what each part of the package may import besides itself; what a floor stands on is all it may import
 GROUND = {"_registration", "_version", "errors", "files", "hardware", "progress_bar"}
-BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "api"}
+BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "bulk", "api"}
 FLOORS: dict[str, set[str]] = {
     **{part: set() for part in GROUND},
     "files": {"errors"},
@@ -26,7 +26,8 @@ FLOORS: dict[str, set[str]] = {
     "faithfulness": GROUND | {"models", "data", "explanation"},
     "training": GROUND | {"models", "data"},
     "deploy": GROUND | {"models", "data", "explanation"},
-    "api": BELOW_COMMANDS - {"deploy", "api"},
+    "bulk": GROUND | {"models", "data", "explanation", "training", "deploy"},
+    "api": BELOW_COMMANDS - {"deploy", "bulk", "api"},
     "commands": BELOW_COMMANDS,
     "cli": BELOW_COMMANDS | {"commands"},
     "__main__": {"cli"},

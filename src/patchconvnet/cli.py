@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a network on your images",
     "evaluate": "measure a model on labelled images",
     "explain": "see what a model says about an image, and which patches made it",
+    "predict": "classify many images into Parquet files, on one machine or a cluster",
     "serve": "answer over HTTP, with maps and a page",
     "audit": "measure how faithful a model's maps are, beside the usual methods",
     "export": "write a model with its maps as a file that runs without PyTorch",

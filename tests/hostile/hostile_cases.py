@@ -466,4 +466,52 @@ def _exported() -> list[Case]:
     ]
 
 
-CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving(), *_exported()]
+def _bulk() -> list[Case]:
+    predict = ["predict", "--model=model"]
+    on_images = [*predict, "--data=images"]
+    refused = [
+        (["--top=0"], "--top is 0"),
+        (["--top", "1" + 20 * "0"], "must be from 1 to 1,000"),
+        (["--part-size=0"], "--part-size is 0"),
+        (["--part-size=1" + 20 * "0"], "from 1 to 10,000,000"),
+        (["--readers=0"], "--readers is 0"),
+        (["--readers=1000000000"], "from 1 to 1,024"),
+        (["--actors=-1"], "--actors is -1"),
+        (["--threads=0"], "threads is 0"),
+        (["--maps=both"], "one of none, attention, evidence"),
+        (["--engine=spark"], "one of local, ray"),
+        (["--embedding-dtype=int8"], "one of float16, float32"),
+        (["--embeddings=perhaps"], "true or false"),
+        (["--size=1"], "size"),
+        (["--device=toaster"], "toaster"),
+        (["--split=tset"], "one of auto, train"),
+        (["--out=a_file"], "cannot write to"),
+        (["--out=a_file/x"], "cannot write to"),
+        (["--out=x\0y"], "cannot write to"),
+        (["--out=/proc/nowhere"], "cannot write"),
+        (["--enginee=ray"], "Did you mean --engine?"),
+    ]
+    data = {
+        "absent": "unknown dataset", "folder:absent": "there is no folder", "folder:": "names no folder", "": "there is no data",
+        "nul\0": "there is no data", "a_file": "unknown dataset", "folder:a_file": "is a file", "data/empty": "no images in",
+        "digit": "Did you mean",
+    }  # fmt: skip
+    return [
+        Case("bulk", on_images, (0,), "could not be predicted"),
+        Case("bulk", [*on_images, "--maps=evidence", "--embeddings"], (0,), "could not be predicted"),
+        Case("bulk", [*predict, "--data=data/flat", "--part-size=5"], (0,), "12 images in 3 files"),
+        Case("bulk", [*predict, "--data=folder:data/split", "--split=test"], (0,), "images in 1 files"),
+        *(Case("bulk", [*predict, "--data=data/flat", *words], (2,), said) for words, said in refused),
+        *(Case("bulk", [*predict, f"--data={name}"], (2,), said) for name, said in data.items()),
+        Case("bulk", ["predict", "--data=images"], (2,), "required: --model"),
+        Case("bulk", ["predict", "--model=nul\0", "--data=images"], (2,), "there is no model"),
+        Case("bulk", ["predict", "--model=models/empty", "--data=images"], (2,), "empty"),
+        Case("bulk", ["predict", "--model=exported/cut.onnx", "--data=images"], (2,), "is not an ONNX file"),
+        Case("bulk", ["evaluate", "--predictions=absent"], (2,), "holds no predictions"),
+        Case("bulk", ["evaluate", "--predictions=a_file"], (2,), "cannot be read"),
+        Case("bulk", ["evaluate", "--predictions"], (2,), "--predictions needs a value"),
+        Case("bulk", ["evaluate", "--predictions=absent", "--model=model"], (2,), "unknown option --model"),
+    ]
+
+
+CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving(), *_exported(), *_bulk()]

@@ -21,7 +21,7 @@ from patchconvnet.cli import main
 pytestmark = pytest.mark.slow
 OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 MOST_SECONDS = 120  # of a busy machine
-WRITERS = ("train", "explain", "evaluate", "audit")
+WRITERS = ("train", "explain", "evaluate", "audit", "predict")
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,13 @@ def evaluate(
     workers: int = 2,
     mirror: bool = False,
     out: Path | None = None,
+    predictions: Path | None = None,
 ) -> int:
     """Measure a model on labelled images: loss, top-1, top-5, calibration, per class, confusion.
 
       patchconvnet evaluate --model runs/quick --data cifar10
       patchconvnet evaluate --model runs/pets --data folder:my_pictures --split validation --out report
+      patchconvnet evaluate --predictions predicted --out report
 
     A folder without a test folder that the model was not trained on is measured as a whole.
 
@@ -34,6 +36,8 @@ def evaluate(
         mirror: use the mean logits of each image and its mirror image; say so where you report the result.
         out: folder for evaluation.json, tables, predictions and confusion matrix; evaluations/MODEL-DATA-SPLIT if not
             given.
+        predictions: folder that patchconvnet predict wrote: what is there is measured, instead of asking the network
+            again. Takes no option but --out beside it.
     """
     import numpy as np
     from rich.console import Console
@@ -88,11 +92,39 @@ def evaluate(
 
 def run(words: Sequence[str]) -> int:
     """Run the command with the words typed after its name."""
+    if any(word.partition("=")[0] == "--predictions" for word in words):
+        return _run_on_predictions(words)
     parser = CommandLine(evaluate)
     parser.add_class_arguments(ModelAndData, as_group=False)
     parser.add_function_arguments(evaluate, skip={"subject"}, as_group=False)
     values = dict(parser.parse(words))
     return evaluate(taken(ModelAndData, values), **values)
+
+
+def _run_on_predictions(words: Sequence[str]) -> int:
+    def evaluate(*, predictions: Path, out: Path | None = None) -> int:
+        """Measure what patchconvnet predict wrote."""
+        return _evaluate_predictions(predictions, out)
+
+    parser = CommandLine(evaluate)
+    parser.add_function_arguments(evaluate, as_group=False)
+    return evaluate(**parser.parse(words))
+
+
+def _evaluate_predictions(predictions: Path, out: Path | None) -> int:
+    from rich.console import Console
+
+    from patchconvnet.bulk.measured import evaluate_predictions
+    from patchconvnet.training.evaluation_files import save_evaluation
+
+    result, about = evaluate_predictions(predictions)
+    model, data = about["model"]["name"], about["data"]["name"]
+    _print_evaluation(Console(highlight=False), result, printable(f"{model} on {data}, as predicted in {predictions}"))
+    folder = out or Path("evaluations") / re.sub(r"[/\\:]+", "_", str(predictions)).strip("_")
+    origin = {"model": model, "data": data, "size": about["settings"]["size"], "predictions": str(predictions)}
+    for path in save_evaluation(result, folder, origin):
+        print(path)
+    return 0
 
 
 def _folder_name(subject: ModelAndData, split: str, mirror: bool) -> str:

@@ -110,12 +110,26 @@ class LeftOut:
             warnings.warn(f"left out of {path}: {'; '.join(parts)}", stacklevel=4)
 
 
-def images_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+def images_below(folder: Path, left_out: LeftOut, *, in_order: bool = False) -> Iterator[Path]:
+    """The images in a folder and in those below it.
+
+    Args:
+        left_out: is told of the other files.
+        in_order: whether to go through each folder by name, so that every walk gives them in the same order; as the
+            system lists them otherwise.
+
+    Raises:
+        UserError: a folder cannot be opened.
+    """
+
     def closed(error: OSError) -> None:
         raise closed_folder(error) from error
 
     for parent, folders, files in os.walk(folder, onerror=closed):
         folders[:] = [name for name in folders if not is_junk(name)]
+        if in_order:
+            folders.sort()
+            files.sort()
         for name in files:
             if is_junk(name):
                 continue

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,8 @@ def explain_files(
         threads: is told how long batches take.
     """
     batch_size = batch_size_for(*question.preprocessing.size)
-    ahead = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     room = _Room(MOST_HELD)
-    try:
-        _compute_alone(ahead, readers)
+    with readers_on_one_core(readers) as ahead, closing(room):
         reading: deque[Future[Opened]] = deque()
         waiting, place = iter(zip(paths, names, strict=True)), 0
         batch: list[Opened | Exception] = []
@@ -65,9 +64,6 @@ def explain_files(
                 batch = []
             if not reading:
                 return
-    finally:
-        room.open_to_all()
-        ahead.shutdown(wait=False, cancel_futures=True)
 
 
 class _Room:
@@ -92,25 +88,33 @@ class _Room:
             self._needed = place
             self._changed.notify_all()
 
-    def open_to_all(self) -> None:
+    def close(self) -> None:
+        """Let everybody in: nobody takes anything out any more."""
         self.need(float("inf"))
 
 
-def _compute_alone(ahead: ThreadPoolExecutor, readers: int) -> None:
-    """Let torch compute on one core in each reader: otherwise each would have a team of threads of its own.
+@contextmanager
+def readers_on_one_core(readers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that decode; torch computes on one core in each, as otherwise each would have a team of its own.
 
-    The number is a thread's own, but for that of some matrix products, which this thread sets again.
+    The number is a thread's own, but for that of some matrix products, which this thread sets again. At the end what
+    has not begun is given up.
     """
+    ahead = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     before, ready = torch.get_num_threads(), threading.Barrier(readers + 1)
 
     def alone() -> None:
         torch.set_num_threads(1)
         ready.wait()
 
-    for _ in range(readers):
-        ahead.submit(alone)
-    ready.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(readers):
+            ahead.submit(alone)
+        ready.wait()
+        torch.set_num_threads(before)
+        yield ahead
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(room: _Room, place: int, path: Path, name: str, question: Question) -> Opened:

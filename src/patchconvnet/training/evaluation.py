@@ -18,6 +18,7 @@ from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of
 
 CALIBRATION_BINS = 15
+FIRST = 5  # likeliest classes that top-5 counts
 FEWEST_FOR_TOP5 = 6  # classes: of five, all are among the first five
 
 
@@ -133,7 +134,8 @@ def evaluate(
         )
     if not len(split):
         raise UserError("there are no images to evaluate on")
-    tally = _Tally(len(split.class_names), torch.device(device), temperature_of(model))
+    tally = Tally(len(split.class_names), torch.device(device))
+    temperature = temperature_of(model)
     indices = torch.arange(rank, len(split), world_size)
     with evaluation_mode(model), torch.inference_mode():
         ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
@@ -142,9 +144,10 @@ def evaluate(
                 logits = model(images)
                 if mirror:
                     logits = (logits + model(images.flip(-1))) / 2
-            tally.add(logits.float(), labels)
+            logits = logits.float() / temperature
+            tally.add(**_said(logits, labels, len(split.class_names)))
             if on_probabilities:
-                on_probabilities(places, (logits.float() / tally.temperature).softmax(1))
+                on_probabilities(places, logits.softmax(1))
             if on_batch:
                 on_batch(len(labels))
         if world_size > 1:
@@ -152,11 +155,15 @@ def evaluate(
     return tally.evaluation(split.class_names)
 
 
-class _Tally:
-    """Sums over images, on their device, from which every figure follows; those of several processes add up."""
+class Tally:
+    """Sums over images, on their device, from which every figure follows; those of several processes add up.
 
-    def __init__(self, classes: int, device: torch.device, temperature: float):
-        self.temperature = temperature
+    Args:
+        classes: how many there are.
+        device: where the answers are.
+    """
+
+    def __init__(self, classes: int, device: torch.device):
         exact = torch.float32 if device.type == "mps" else torch.float64  # which mps does not have
         self.loss = torch.zeros((), dtype=exact, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
@@ -165,15 +172,18 @@ class _Tally:
         self.confusion = torch.zeros((classes, classes), dtype=torch.int64, device=device)
         self.edges = torch.arange(1, CALIBRATION_BINS, device=device) / CALIBRATION_BINS
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits (B, K), labels (B,)."""
-        classes = len(self.confusion)
-        if logits.shape[1] != classes:
-            raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not match")
-        logits = logits / self.temperature
-        confidence, predicted = logits.softmax(1).max(1)
-        self.loss += F.cross_entropy(logits, labels, reduction="sum")
-        self.top5 += (logits.topk(min(5, classes)).indices == labels[:, None]).sum()
+    def add(self, labels: Tensor, likeliest: Tensor, confidence: Tensor, losses: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            labels: (B,) int64.
+            likeliest: (B, 5) int64, or (B, K) where there are fewer classes; the likeliest first.
+            confidence: (B,) probability of the first.
+            losses: (B,) cross-entropy.
+        """
+        predicted, classes = likeliest[:, 0], len(self.confusion)
+        self.loss += losses.to(self.loss.dtype).sum()
+        self.top5 += (likeliest == labels[:, None]).sum()
         self.confusion.view(-1).scatter_add_(0, labels * classes + predicted, torch.ones_like(labels))
         bins = torch.bucketize(confidence, self.edges)
         for row, values in zip(self.bins, (confidence, predicted == labels), strict=True):
@@ -196,3 +206,12 @@ class _Tally:
             confusion=self.confusion.cpu(),
             class_names=class_names,
         )
+
+
+def _said(logits: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
+    if logits.shape[1] != classes:
+        raise UserError(f"the model has {logits.shape[1]} classes, the data {classes}; they do not match")
+    likeliest = logits.topk(min(FIRST, classes)).indices
+    confidence = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return {"labels": labels, "likeliest": likeliest, "confidence": confidence, "losses": losses}

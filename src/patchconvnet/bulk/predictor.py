@@ -1,0 +1,349 @@
+"""`Predictor`: a model, and what it says about the images of a part, as one table. Both engines run it.
+
+Images are decoded ahead in threads while the network answers for a batch. What cannot be read or answered has its error
+in the row of its own, and nobody else's.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchconvnet.bulk.parts import lists
+from patchconvnet.bulk.work import Item, Part, Work
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.errors import OF_ONE_IMAGE, UserError
+from patchconvnet.explanation.explainer import batch_size_for, class_names_of, preprocessing_of
+from patchconvnet.explanation.image_files import readers_on_one_core
+from patchconvnet.hardware import Threads, find_device
+from patchconvnet.models import AttentionClassifier, load
+from patchconvnet.models.weights import temperature_of
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Maps = Literal["none", "attention", "evidence"]
+EmbeddingType = Literal["float16", "float32"]
+LARGEST_TOP = 1000
+BATCHES_AHEAD = 2  # decoded, or being decoded, while the network answers for one
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is written for each image.
+
+    Args:
+        top: how many of the likeliest classes.
+        maps: the map of the predicted class: attention (of all queries their mean, unless each class has its own), or
+            evidence.
+        embeddings: whether to write what the classifier reads.
+        embedding_dtype: in which format; None where there are none.
+        size: another network input, (height, width).
+    """
+
+    top: int = 5
+    maps: Maps = "none"
+    embeddings: bool = False
+    embedding_dtype: EmbeddingType = "float16"
+    size: int | tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and where it computes; what another process makes the same `Predictor` from.
+
+    Args:
+        name: as for `patchconvnet.load`.
+        weights: a checkpoint for the model of that name.
+        device: cpu, cuda, mps or auto.
+    """
+
+    name: str
+    weights: Path | None = None
+    device: str = "auto"
+
+
+class Answers(NamedTuple):
+    """A batch: logits (B, K), and where they are asked for maps (B, h, w) and embeddings (B, C)."""
+
+    logits: Tensor
+    maps: Tensor | None
+    embeddings: Tensor | None
+
+
+class Predictor:
+    """A model that fills tables.
+
+    Args:
+        choice: which.
+        settings: what is written.
+
+    Attributes:
+        class_names: K names.
+        temperature: what logits are divided by.
+        provenance: how the model came to be.
+        preprocessing: from image to network input.
+        fingerprint: of all that decides its answers.
+        batch_size: images in one forward pass.
+        map_shape: (h, w), or None.
+        embedding_length: C, or None.
+
+    Raises:
+        UserError: there is no such model or device, or it cannot give what is asked for.
+    """
+
+    def __init__(self, choice: ModelChoice, settings: Settings):
+        if not choice.name or "\0" in choice.name:
+            raise UserError(f"there is no model {choice.name!r}")
+        self._settings = settings
+        self._device = find_device(choice.device)
+        network = load(choice.name, weights=choice.weights).to(self._device).eval().requires_grad_(False)
+        self.class_names = class_names_of(network)
+        self.temperature = temperature_of(network)
+        self.provenance: dict[str, Any] = network.metadata.provenance
+        preprocessing = preprocessing_of(network)
+        self.preprocessing: Preprocessing = (
+            preprocessing if settings.size is None else preprocessing.with_size(settings.size)
+        )
+        self.fingerprint = _fingerprint(network, self.preprocessing)
+        self._network: AttentionClassifier = cast(Any, network).fuse() if self._device.type == "cpu" else network
+        if not 1 <= settings.top <= LARGEST_TOP:
+            raise UserError(f"--top is {settings.top}; it must be from 1 to {LARGEST_TOP:,}")
+        self.top = min(settings.top, len(self.class_names))
+        self.batch_size = batch_size_for(*self.preprocessing.size)
+        tried = self.answer(torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size))
+        self.map_shape = None if tried.maps is None else (tried.maps.shape[1], tried.maps.shape[2])
+        self.embedding_length = None if tried.embeddings is None else tried.embeddings.shape[1]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The model and the settings, as `predict.json` has them."""
+        settings = asdict(self._settings)
+        settings["size"] = list(self.preprocessing.size)
+        if not self._settings.embeddings:
+            del settings["embedding_dtype"]
+        return {
+            "model": {"name": name, "sha256": self.fingerprint},
+            "settings": settings,
+            "class_names": self.class_names,
+            "temperature": self.temperature,
+            "map_shape": self.map_shape,
+            "embedding_length": self.embedding_length,
+        }
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Answers:
+        """What the network says.
+
+        Args:
+            images: (B, C, H, W) float32, preprocessed.
+
+        Raises:
+            UserError: the model has no such maps or embeddings.
+        """
+        network, wanted = self._network, self._settings
+        images = images.to(self._device)
+        if not (wanted.maps != "none" or wanted.embeddings):
+            return Answers(network(images).float(), None, None)
+        whole = network.whole_answer(images)
+        if whole is not None:
+            if wanted.embeddings:
+                raise UserError("an exported file gives no embeddings; ask the network it was made from")
+            predicted = whole.logits.argmax(1)
+            if wanted.maps == "attention":
+                return Answers(whole.logits, _attention_of(whole.attention, predicted, network.class_wise), None)
+            found = whole.classes == predicted[:, None]
+            if not found.any(1).all():
+                raise UserError("this exported file has no evidence for the predicted class; export it with --evidence")
+            return Answers(whole.logits, whole.evidence[found], None)
+        if network.config.pooling == "none":
+            raise UserError("this network has no attention pooling, so it has no maps and no embeddings to write")
+        patches = network.forward_features(images).permute(0, 2, 3, 1)  # (B, h, w, C)
+        pooled = network.pooling(patches)
+        logits = network.classify(pooled.vector)
+        predicted = logits.argmax(1)
+        maps = embeddings = None
+        if wanted.maps == "attention":
+            maps = _attention_of(pooled.attention, predicted, network.class_wise)
+        elif wanted.maps == "evidence":
+            if network.has_exact_evidence:
+                maps = network.evidence_of(pooled)[torch.arange(len(predicted)), predicted]
+            else:
+                pooling = cast(Any, network.pooling)
+                maps = pooling.first_order_evidence(patches, network.classify, predicted[:, None])[:, 0]
+        if wanted.embeddings:
+            embeddings = network.neck(pooled.vector)
+            if embeddings.ndim == 3:  # a vector for each class: their mean, as in `forward_head`
+                embeddings = embeddings.mean(1)
+        return Answers(logits.float(), maps, embeddings)
+
+    def tables(
+        self, work: Work, parts: Iterable[Part], *, readers: int = 1, threads: Threads | None = None
+    ) -> "Iterator[tuple[int, int, pyarrow.Table | None]]":
+        """What the network says about the images of parts; holds one part's rows and three batches of images at a time.
+
+        Args:
+            work: reads the images.
+            parts: in this order.
+            readers: threads that decode.
+            threads: is told how long batches take.
+
+        Yields:
+            (number of the part, images done since the last time, the part's table when it is complete).
+        """
+        with readers_on_one_core(readers) as ahead:
+            waiting = _batches(parts, self.batch_size)
+            reading: deque[tuple[int, list[Item], list[Future[Tensor]], bool]] = deque()
+            rows: list[_Rows] = []
+            while True:
+                while len(reading) < 1 + BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
+                    number, items, is_last = batch
+                    reading.append((number, items, [ahead.submit(self._read, work, item) for item in items], is_last))
+                if not reading:
+                    return
+                number, items, tensors, is_last = reading.popleft()
+                read = [_result(each) for each in tensors]
+                if threads:
+                    threads.begin()
+                rows.append(self._rows(items, read))
+                if threads and len(items) == self.batch_size:
+                    threads.step()
+                yield number, len(items), self._table(rows) if is_last else None
+                if is_last:
+                    rows = []
+
+    def _read(self, work: Work, item: Item) -> Tensor:
+        return self.preprocessing(work.read(item))
+
+    def _rows(self, items: list[Item], read: "list[Tensor | Exception]") -> "_Rows":
+        answered = self._answers([each for each in read if isinstance(each, Tensor)])
+        answers = [next(answered) if isinstance(each, Tensor) else each for each in read]
+        good = np.array([isinstance(each, Answers) for each in answers])
+        errors = [None if isinstance(each, Answers) else _why(each) for each in answers]
+        chosen = [each for each in answers if isinstance(each, Answers)]
+        count = len(self.class_names)
+        logits = torch.stack([each.logits for each in chosen]) if chosen else torch.zeros(0, count)
+        scaled = logits.cpu() / self.temperature
+        probabilities, classes = scaled.softmax(1).topk(self.top)
+        labels = np.array([item.label for item in items], np.int32)
+        known = torch.from_numpy(labels[good].astype(np.int64))
+        losses = F.cross_entropy(scaled, known, ignore_index=-1, reduction="none")
+        first = chosen[0] if chosen else Answers(logits, None, None)
+
+        def stacked(name: str, dtype: Any) -> np.ndarray | None:
+            if getattr(first, name) is None:
+                return None
+            return torch.stack([getattr(each, name).flatten() for each in chosen]).float().cpu().numpy().astype(dtype)
+
+        return _Rows(
+            [item.id for item in items], labels, good, errors, classes.numpy(), probabilities.numpy(), losses.numpy(),
+            stacked("maps", np.float16), stacked("embeddings", self._settings.embedding_dtype),
+        )  # fmt: skip
+
+    def _answers(self, tensors: list[Tensor]) -> "Iterator[Answers | Exception]":
+        """One by one; where a batch fails each image is asked alone, so that only the faulty ones are errors."""
+        if not tensors:
+            return
+        try:
+            logits, maps, embeddings = self.answer(torch.stack(tensors))
+        except OF_ONE_IMAGE as error:
+            if len(tensors) == 1:
+                yield error
+            else:
+                for tensor in tensors:
+                    yield from self._answers([tensor])
+            return
+        for i, finite in enumerate(logits.isfinite().all(1).tolist()):
+            if finite:
+                yield Answers(
+                    logits[i], None if maps is None else maps[i], None if embeddings is None else embeddings[i]
+                )
+            else:
+                yield UserError("the network's answer is no finite number")
+
+    def _table(self, rows: "list[_Rows]") -> "pyarrow.Table":
+        import pyarrow as pa
+
+        good = np.concatenate([each.good for each in rows])
+        labels = np.concatenate([each.labels for each in rows])
+        classes = np.concatenate([each.classes for each in rows]).astype(np.int32)
+        losses = np.full(len(good), np.nan, np.float32)
+        losses[good] = np.concatenate([each.losses for each in rows])
+        unlabelled = labels < 0
+        names = pa.array(self.class_names, pa.string())
+        named = names.take(pa.array(classes.reshape(-1))).to_numpy(zero_copy_only=False).reshape(classes.shape)
+        label_names = names.take(pa.array(labels, mask=unlabelled))
+        columns: dict[str, Any] = {
+            "id": pa.array([name for each in rows for name in each.ids], pa.string()),
+            "classes": lists(named, good, pa.string()),
+            "class_indices": lists(classes, good, pa.int32()),
+            "probabilities": lists(np.concatenate([each.probabilities for each in rows]), good, pa.float32()),
+            "label": label_names,
+            "label_index": pa.array(labels, pa.int32(), mask=unlabelled),
+            "label_loss": pa.array(losses, pa.float32(), mask=unlabelled | ~good),
+            "error": pa.array([error for each in rows for error in each.errors], pa.string()),
+        }
+        for name, shape, stored, kind in (
+            (self._settings.maps, self.map_shape, [each.maps for each in rows], np.float16),
+            ("embedding", self.embedding_length, [each.embeddings for each in rows], self._settings.embedding_dtype),
+        ):
+            if shape is not None:
+                present = [each for each in stored if each is not None]
+                length = int(np.prod(shape))
+                values = np.concatenate(present) if present else np.zeros((0, length), kind)
+                columns[name] = lists(values, good, pa.from_numpy_dtype(np.dtype(kind)))
+        return pa.table(columns)
+
+
+class _Rows(NamedTuple):
+    ids: list[str]
+    labels: np.ndarray
+    good: np.ndarray
+    errors: list[str | None]
+    classes: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+    maps: np.ndarray | None
+    embeddings: np.ndarray | None
+
+
+def _attention_of(attention: Tensor, predicted: Tensor, class_wise: bool) -> Tensor:
+    """As `Explanation.map_for`: the predicted class's own row where each class has one, else the mean of all."""
+    return attention[torch.arange(len(predicted)), predicted] if class_wise else attention.mean(1)
+
+
+def _batches(parts: Iterable[Part], size: int) -> Iterator[tuple[int, list[Item], bool]]:
+    for number, items in parts:
+        for begin in range(0, len(items), size):
+            yield number, items[begin : begin + size], begin + size >= len(items)
+
+
+def _result(reading: "Future[Tensor]") -> Tensor | Exception:
+    try:
+        return reading.result()
+    except OF_ONE_IMAGE as error:
+        return error
+
+
+def _why(error: Exception) -> str:
+    return str(error).partition("\n")[0].encode("utf-8", "backslashreplace").decode() or type(error).__name__
+
+
+def _fingerprint(network: AttentionClassifier, preprocessing: Preprocessing) -> str:
+    """Of all that decides a model's answers: its weights, or its file, and what happens to images before it."""
+    digest = hashlib.sha256(repr(sorted(preprocessing.to_dict().items())).encode())
+    digest.update(repr((network.config, class_names_of(network), temperature_of(network))).encode())
+    file = getattr(network, "name", None)
+    if isinstance(file, str) and Path(file).is_file():
+        digest.update(Path(file).read_bytes())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
