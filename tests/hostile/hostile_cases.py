@@ -389,6 +389,8 @@ def _options() -> list[Case]:
         Case("options", [*audit, "--measures", "energy", "--masks", "absent"], (2,), "absent"),
         Case("options", [*audit, "--boxes", "images/good.png", "--measures", "pointing"], (2,), "good.png"),
         Case("options", [*audit, "--out", "a_file"], (2,), "a_file"),
+        Case("options", [*audit, "--out", "carded", "--card"], (0,), "README.md"),
+        Case("options", ["audit", "--model", "cifar10", "--data", "digits", "--card"], (2,), "'cifar10' is none"),
     ]
 
 

@@ -1,14 +1,17 @@
 """The model card: the hub's block is valid, what is known is said, and a person's own card stays."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
 import timm
 from huggingface_hub import ModelCard
+from PIL import Image
 from torch import nn
 
 from patchconvnet import load
-from patchconvnet.models.model_card import CARD_FILE, MARK
+from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE, MARK
 
 
 @pytest.fixture
@@ -40,13 +43,45 @@ def test_of_a_fresh_model_nothing_is_claimed(model: nn.Module, tmp_path: Path) -
 
 
 def test_an_audits_figures_are_on_it(model: nn.Module, tmp_path: Path) -> None:
-    model.metadata.metrics = {"audit": {"pointing": 0.8125}, "test": {"images": 10, "top1": 0.5}}
+    figures = {
+        "data": "folder:pets, test",
+        "images": 40,
+        "measures": {"deletion": "low", "pointing": "high"},
+        "maps": {"Evidence": {"deletion": {"mean": 0.25, "standard_error": 0.0125}, "pointing": {"mean": None}}},
+    }
+    model.metadata.metrics = {"audit": figures, "test": {"images": 10, "top1": 0.5}}
     model.metadata.provenance = {"data": {"name": "folder:my pets/"}}
     model.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / CARD_FILE)
-    assert "| pointing | 0.8125 |" in card.text
+    assert "| map | deletion ↓ | pointing ↑ |\n|---|---|---|\n| Evidence | 0.250 ± 0.013 | – |" in card.text
+    assert "on 40 images of folder:pets, test" in card.text
     assert card.data.eval_results[0].dataset_type == "folder-my-pets"
     assert card.data.datasets is None  # the hub has none of that name
+
+
+def test_an_audits_figures_that_are_none_are_left_out(model: nn.Module, tmp_path: Path) -> None:
+    for nonsense in (3, {"measures": 3, "maps": [1]}, {"measures": {"a": "b"}, "maps": {"c": {"a": 1}}}):
+        model.metadata.metrics = {"audit": nonsense}
+        model.save_pretrained(tmp_path)
+        assert ModelCard.load(tmp_path / CARD_FILE).data.library_name == "patchconvnet"
+
+
+def test_an_example_travels_with_the_model(model: nn.Module, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "without")
+    assert "![" not in (tmp_path / "without" / CARD_FILE).read_text()
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(file, format="JPEG")
+    model.metadata.example = file.getvalue()
+    model.save_pretrained(tmp_path / "first")
+    again = load(tmp_path / "first")
+    again.save_pretrained(tmp_path / "second")
+    card = ModelCard.load(tmp_path / "second" / CARD_FILE)
+    assert f"]({EXAMPLE_FILE})" in card.text
+    assert (tmp_path / "second" / EXAMPLE_FILE).read_bytes() == file.getvalue()
+    assert "example" not in json.loads((tmp_path / "second" / "config.json").read_text())
+    again.metadata.example = None
+    again.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second" / EXAMPLE_FILE).exists()
 
 
 def test_a_persons_own_card_stays(model: nn.Module, tmp_path: Path) -> None:

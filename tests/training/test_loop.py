@@ -34,6 +34,7 @@ from torch import Tensor
 from patchconvnet import PatchConvNet, hardware
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.errors import UserError
+from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE
 from patchconvnet.training import learner, loop
 from patchconvnet.training import run as run_module
 from patchconvnet.training.epoch_batches import mix
@@ -58,6 +59,8 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_seed_gives_the_same_bits(whole_run: Path, tmp_path: Path) -> None:
     again = run(MICRO, tmp_path / "again")
     assert_same_weights(kept(again), kept(whole_run))
+    assert "![" not in (again / "best" / CARD_FILE).read_text()  # it draws no images
+    assert not (again / "best" / EXAMPLE_FILE).exists()
     assert untimed(again) == untimed(whole_run)
     assert step_losses(again) == step_losses(whole_run)
     other = run(micro(seed=1), tmp_path / "other")
@@ -206,6 +209,10 @@ def test_the_model_folder_is_measured_and_described(whole_run: Path) -> None:
     assert provenance["data"] == {"name": "digits", "train": 397, "validation": 200, "test": 1200}
     assert provenance["recipe"]["optimization"] == MICRO.to_dict()["optimization"]
     assert {"patchconvnet", "torch", "date", "devices", "precision", "seconds"} <= set(provenance)
+    assert f"]({EXAMPLE_FILE})" in (whole_run / "best" / CARD_FILE).read_text()
+    with Image.open(whole_run / "best" / EXAMPLE_FILE) as example:  # an explained validation image
+        assert example.format == "JPEG"
+        assert min(example.size) > 200
 
 
 class Judge:

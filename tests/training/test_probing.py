@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_runs import MICRO, kept, run
 
 from patchconvnet import UserError, explain, load
+from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE
 from patchconvnet.training.launch import Hardware
 from patchconvnet.training.loop import train
 from patchconvnet.training.probing import FEATURES_FILE
-from patchconvnet.training.recipe import ProbeOptions, read_recipe
+from patchconvnet.training.recipe import MonitorOptions, ProbeOptions, read_recipe
 from patchconvnet.training.sources import build_model
 
-PROBE = replace(MICRO, method="probe", probe=ProbeOptions(views=2, queries=4))
+PROBE = replace(MICRO, method="probe", probe=ProbeOptions(views=2, queries=4), monitor=MonitorOptions(every=1))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,14 @@ def test_its_probabilities_are_calibrated(probed: Path) -> None:
     metadata = load(probed / "best").metadata
     assert metadata.temperature != 1.0
     assert metadata.provenance["calibration"] == "fitted to the validation images"
+
+
+def test_the_card_has_an_explained_image(probed: Path) -> None:
+    card = ModelCard.load(probed / "best" / CARD_FILE)
+    assert f"]({EXAMPLE_FILE})" in card.text
+    with Image.open(probed / "best" / EXAMPLE_FILE) as example:
+        assert example.format == "JPEG"
+        assert min(example.size) > 200
 
 
 def test_features_are_computed_once(probed: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 CARD_FILE = "README.md"
+EXAMPLE_FILE = "explained_example.jpg"
 MARK = "<!-- written by patchconvnet; delete this line, and the file is yours: it will not be written again -->"
 MOST_NAMES = 20
 SPLITS = ("test", "validation")
@@ -28,12 +29,15 @@ def model_card(
     preprocessing: Mapping[str, Any],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    *,
+    has_example: bool = False,
 ) -> str:
     """The card of a model, from what is in its `config.json`.
 
     Args:
         architecture: `kind` and configuration.
         class_names, preprocessing, provenance, metrics: as in `patchconvnet.models.weights.Metadata`.
+        has_example: whether an explained image is beside it, as `EXAMPLE_FILE`.
 
     Returns:
         Markdown, with the hub's metadata block at its head.
@@ -44,6 +48,9 @@ def model_card(
         f"# {_title(architecture, data)}",
         "An image classifier that shows which patches of an image its decision came from, made with "
         "[patchconvnet](https://pypi.org/project/patchconvnet/).",
+        f"![An image of its data: the map, the likeliest classes, and their evidence]({EXAMPLE_FILE})"
+        if has_example
+        else "",
         _use(architecture),
         _training(data, provenance, preprocessing),
         _measured(metrics),
@@ -142,9 +149,31 @@ def _measured(metrics: Mapping[str, Any]) -> str:
 
 
 def _audit(audit: Mapping[str, Any]) -> str:
-    """How faithful its maps are, where `patchconvnet audit` has measured that and the figures were put here."""
-    rows = [f"| {name} | {value:.4f} |" for name, value in audit.items() if isinstance(value, int | float)]
-    return "## Are its maps faithful?\n\n| measure | value |\n|---|---|\n" + "\n".join(rows) if rows else ""
+    """How faithful its maps are, where `patchconvnet audit --card` has measured that."""
+    measures, maps = _table(audit.get("measures")), _table(audit.get("maps"))
+    rows = []
+    for name, measured in maps.items():
+        figures = [_table(_table(measured).get(measure)) for measure in measures]
+        cells = [
+            f"{one['mean']:.3f} ± {one['standard_error']:.3f}"
+            if all(isinstance(one.get(key), int | float) for key in ("mean", "standard_error"))
+            else "–"
+            for one in figures
+        ]
+        rows.append(f"| {' | '.join([str(name), *cells])} |")
+    if not measures or not rows:
+        return ""
+    heads = [f"{measure} {_BETTER.get(str(better), '')}".strip() for measure, better in measures.items()]
+    table = "\n".join([f"| {' | '.join(['map', *heads])} |", "|---" * (len(heads) + 1) + "|", *rows])
+    about = f"{audit.get('images', 'some')} images of {audit.get('data', 'its data')}"
+    return f"""## Are its maps faithful?
+
+Mean ± standard error on {about}, by `patchconvnet audit`; ↑ higher is better, ↓ lower.
+
+{table}"""
+
+
+_BETTER = {"high": "↑", "low": "↓", "near zero": "→ 0"}
 
 
 def _limits(

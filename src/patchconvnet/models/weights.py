@@ -1,5 +1,7 @@
 """The model folder: `config.json` (architecture, class names, preprocessing, provenance, metrics), `model.safetensors`.
 
+Beside them are a model card and, of a training with images to show, an explained one of these for the card.
+
 Writing one, reading one, publishing one, and finding one by its path, its hub id or a published tag. Nothing here
 imports the network: it arrives as an argument.
 """
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from patchconvnet.errors import UserError, first_line, shortened
 from patchconvnet.files import write_atomic
 from patchconvnet.models import hub
-from patchconvnet.models.model_card import CARD_FILE, MARK, model_card
+from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE, MARK, model_card
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -37,12 +39,13 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKSUM = "weights_sha256"  # in config.json, of the file of weights
 FORMAT = 1
+LARGEST_EXAMPLE = 5_000_000  # bytes
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass
 class Metadata:
-    """What a trained model knows besides its weights; all of it travels in the model folder's `config.json`.
+    """What a trained model knows besides its weights; it travels in the model folder's `config.json`.
 
     Attributes:
         class_names: one per logit, in order.
@@ -51,6 +54,7 @@ class Metadata:
         metrics: what it reached, by name.
         temperature: what logits are divided by before a softmax makes probabilities of them (Guo et al. 2017, arXiv
             1706.04599); evidence sums to the undivided logit.
+        example: a JPEG of an explained image of its data, for the card; a file of its own in the model folder.
     """
 
     class_names: list[str] = field(default_factory=list)
@@ -58,6 +62,7 @@ class Metadata:
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
+    example: bytes | None = field(default=None, repr=False)
 
 
 def temperature_of(model: nn.Module) -> float:
@@ -91,13 +96,7 @@ def write_model_folder(
         name: value.to(DTYPES[dtype] if value.ndim > 1 else torch.float32) if value.is_floating_point() else value
         for name, value in state.items()
     }
-    config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **asdict(metadata)}
-    try:
-        json.dumps(config)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"config.json cannot hold the model's metadata: {error}; give numbers, words and lists"
-        ) from error
+    config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **_in_config(metadata)}
 
     def write_both(config_part: Path) -> None:
         def write_weights(weights_part: Path) -> None:
@@ -116,16 +115,50 @@ def write_model_folder(
     return folder
 
 
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write `config.json` and the card of a model folder anew; architecture and weights stay.
+
+    Raises:
+        UserError: it is no model folder, or cannot be written.
+    """
+    architecture, _ = read_config(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | _in_config(metadata)
+        write_atomic(folder / CONFIG_FILE, lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
+        write_card(folder, architecture, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write the model folder {folder}: {error}") from error
+
+
+def _in_config(metadata: Metadata) -> dict[str, Any]:
+    """The fields that `config.json` has."""
+    values = {name: value for name, value in asdict(metadata).items() if name != "example"}
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.json cannot hold the model's metadata: {error}; give numbers, words and lists"
+        ) from error
+    return values
+
+
 def write_card(folder: Path, architecture: Mapping[str, Any], metadata: Metadata) -> None:
-    """Write `README.md`, unless there is one that somebody else has written or made his own.
+    """Write `README.md`, unless there is one that somebody else has written or made his own, and its example.
 
     Raises:
         OSError: it cannot be read or written.
     """
-    file = folder / CARD_FILE
+    file, example = folder / CARD_FILE, metadata.example
+    if example is None:
+        (folder / EXAMPLE_FILE).unlink(missing_ok=True)  # of another model that was written here
+    else:
+        write_atomic(folder / EXAMPLE_FILE, lambda path: path.write_bytes(example))
     if file.is_file() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         return
-    text = model_card(architecture, metadata.class_names, metadata.preprocessing, metadata.provenance, metadata.metrics)
+    text = model_card(
+        architecture, metadata.class_names, metadata.preprocessing, metadata.provenance, metadata.metrics,
+        has_example=example is not None,
+    )  # fmt: skip
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -211,7 +244,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Metadata]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architecture = dict(config["architecture"])
-        metadata = Metadata(**{f.name: config[f.name] for f in fields(Metadata) if f.name in config})
+        known = {f.name for f in fields(Metadata)} & set(config) - {"example"}
+        metadata = Metadata(**{name: config[name] for name in known}, example=_example(folder))
         file_format = int(config.get("format", FORMAT))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not a patchconvnet config: {first_line(error)}") from error
@@ -219,6 +253,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Metadata]:
         raise UserError(f"{folder} was written by a newer patchconvnet (format {file_format}); update the package")
     _check_metadata(metadata, path)
     return architecture, _in_present_words(metadata)
+
+
+def _example(folder: Path) -> bytes | None:
+    """The example of the card, if there is one that can be read."""
+    file = folder / EXAMPLE_FILE
+    try:
+        return file.read_bytes() if file.is_file() and file.stat().st_size <= LARGEST_EXAMPLE else None
+    except OSError:
+        return None
 
 
 def _require(folder: Path, name: str) -> None:

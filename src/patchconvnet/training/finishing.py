@@ -12,6 +12,7 @@ from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.launch import agreed
+from patchconvnet.training.monitor import explained_example
 from patchconvnet.training.run import Run
 
 CALIBRATION_IMAGES = 10_000  # training images that the temperature is fitted to where there is no validation split
@@ -36,7 +37,11 @@ def finish(run: Run) -> Metadata:
     kept.provenance["seconds"] = round(run.count_seconds(), 1)
     with agreed(run.fabric):
         if run.first:
-            run.kept.write(model.cpu(), kept)
+            model.cpu()
+            if run.recipe.monitor.every:
+                split = run.data.validation or run.data.require("train")
+                kept = replace(kept, example=explained_example(model, split, run.recipe.seed))
+            run.kept.write(model, kept)
     return kept
 
 

@@ -1,5 +1,9 @@
-"""Attention while training: a few images beside their maps every k epochs, and at the end over all epochs."""
+"""Attention while training: a few images beside their maps every k epochs, and at the end over all epochs.
 
+And one image explained, for the model card.
+"""
+
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
 from patchconvnet.explanation.evidence import forward_with_maps
 from patchconvnet.explanation.evolution import attention_evolution, attention_grid, evolution_frames, write_gif
+from patchconvnet.explanation.explainer import explain
 from patchconvnet.explanation.maps import FLAT, Kind, flatness
 from patchconvnet.explanation.patch_grid import patch_grid
 from patchconvnet.files import write_array, write_atomic
@@ -127,6 +132,15 @@ class AttentionMonitor:
     def _evidence_file(self, epoch: int) -> Path:
         """There only where attention was nearly uniform."""
         return self.folder / f"evidence_{epoch + 1:05d}.npy"
+
+
+def explained_example(model: nn.Module, split: Split, seed: int) -> bytes:
+    """An image of a split, chosen by chance, as a figure that explains it: a JPEG for the model card."""
+    (index,) = _evenly_over_classes(split.labels, 1, seed).tolist()
+    explanation = explain(model, split.image(index), name=split.class_names[int(split.labels[index])])
+    file = io.BytesIO()
+    explanation.figure().savefig(file, format="jpeg", dpi=100, pil_kwargs={"quality": 85})
+    return file.getvalue()
 
 
 def _evenly_over_classes(labels: Tensor, count: int, seed: int) -> Tensor:

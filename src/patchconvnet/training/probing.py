@@ -29,6 +29,7 @@ from patchconvnet.progress_bar import progress_bar
 from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.kept_model import KeptModel, metadata
+from patchconvnet.training.monitor import explained_example
 from patchconvnet.training.probe_fit import ProbeHead, fit_probe
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder
@@ -270,6 +271,10 @@ def _keep(
         result = measured(data.test)
         metrics["test"] = result.to_dict()
         console.print(f"test set: loss {result.loss:.4f}  top-1 {result.top1:.2%}  ({result.count:,} images)")
+    model.cpu()
+    if recipe.monitor.every:
+        example = explained_example(model, data.validation or data.require("train"), recipe.seed)
+        model.metadata = replace(model.metadata, example=example)
     with folder.writing():
-        KeptModel(folder.best, recipe.half_weights).write(model.cpu(), model.metadata)
+        KeptModel(folder.best, recipe.half_weights).write(model, model.metadata)
     console.print(f"model folder: {folder.best}", soft_wrap=True)

@@ -88,6 +88,24 @@ def to_dict(summary: Summary) -> dict[str, Any]:
     }
 
 
+def card_figures(summary: Summary) -> dict[str, Any]:
+    """What a model card tells of an audit: each map's measures, as plain values for `config.json`."""
+    maps: dict[str, Any] = {}
+    for method in summary.methods:
+        found = {column.title: summary.estimates.get((method.name, column.name)) for column in summary.columns}
+        maps[method.title] = {
+            title: {"mean": _number(one.mean), "standard_error": _number(one.error)}
+            for title, one in found.items()
+            if one
+        }
+    return {
+        "data": summary.header["data"]["name"],
+        "images": summary.images,
+        "measures": {column.title: column.better for column in summary.columns},
+        "maps": maps,
+    }
+
+
 def csv_report(summary: Summary) -> str:
     """A row for each method and measure."""
     text = io.StringIO()
