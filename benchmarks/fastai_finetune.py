@@ -1,10 +1,10 @@
 """fastai's `fine_tune` on a folder, for comparison: a process of a Python that has fastai (see `pretrained.py`).
 
-    FASTAI_PYTHON fastai_finetune.py FOLDER WEIGHTS --epochs 4 --seed 0
+    FASTAI_PYTHON fastai_finetune.py FOLDER WEIGHTS --epochs 4 --seed 0 [--size 224]
 
 FOLDER holds train/, val/ and test/ with a folder for each class; WEIGHTS is timm's tf_efficientnet_lite0 as
 safetensors. One epoch with the body frozen, then --epochs of everything by one cycle, with fastai's own head, rates
-and augmentation (`aug_transforms`) at 224 pixels. Prints one line of JSON: test top-1 and the seconds of training.
+and augmentation (`aug_transforms`). Prints one line of JSON: test top-1 and the seconds of training.
 """
 
 import argparse
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--epochs", type=int, default=4, help="after the one with the body frozen")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=224, help="of the images, square")
     a = parser.parse_args()
     from fastai.vision.all import (
         CategoryBlock,
@@ -40,8 +41,8 @@ def main() -> None:
         get_items=lambda folder: [path for split in ("train", "val") for path in get_image_files(folder / split)],
         splitter=GrandparentSplitter(train_name="train", valid_name="val"),
         get_y=parent_label,
-        item_tfms=Resize(256),
-        batch_tfms=aug_transforms(size=224),
+        item_tfms=Resize(a.size * 8 // 7),
+        batch_tfms=aug_transforms(size=a.size),
     )
     data = block.dataloaders(a.folder, bs=32, num_workers=0, device="cpu")
     learner = vision_learner(

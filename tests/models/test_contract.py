@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchconvnet import Output, PatchConvNet, UserError, with_attention_pooling
 from patchconvnet.data.preprocessing import Preprocessing
@@ -305,21 +307,55 @@ def test_prune_intermediate_layers(variant: str) -> None:
     assert classifier(image).shape == (2, K)
 
 
+@pytest.mark.parametrize("pointwise", [False, True], ids=["blocks", "pointwise"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gradient_checkpointing_gives_the_same_gradients(variant: str) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(variant: str, pointwise: bool) -> None:
+    """And the same statistics of batch norms, which see the images a second time in the backward pass."""
     model = tiny(variant).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     image, labels = make_image(model), torch.tensor([0, 3])
-    gradients = []
+    gradients, buffers = [], []
+    before = copy.deepcopy(model.state_dict())
     for enabled in (False, True):
-        model.set_grad_checkpointing(enabled)
+        model.load_state_dict(before)
+        model.set_grad_checkpointing(enabled, pointwise=pointwise)
         model.zero_grad()
         F.cross_entropy(model(image), labels).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        buffers.append([buffer.clone() for buffer in model.buffers()])
     for ours, theirs in zip(*gradients, strict=True):
         close(ours, theirs, 1e-6)
+    for ours, theirs in zip(*buffers, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Counted(TorchDispatchMode):
+    """How often each operator runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls[operator.overloadpacket.__name__] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["patchconvnet_s60", "patchconvnet_midi"])
+def test_pointwise_recomputing_repeats_no_product(variant: str) -> None:
+    model = tiny(variant).train()
+    again = {}
+    for pointwise in (False, True):
+        model.set_grad_checkpointing(pointwise=pointwise)
+        loss = model(make_image(model)).sum()
+        with Counted() as counted:
+            loss.backward()
+        again[pointwise] = counted.calls
+    assert again[True]["gelu"] == again[False]["gelu"] > 0
+    assert again[False]["convolution"] > 0
+    assert again[True]["convolution"] == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

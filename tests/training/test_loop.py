@@ -701,6 +701,13 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
     assert kept(compiled).keys() == kept(eager).keys()
 
 
+@pytest.mark.parametrize("recompute", ["pointwise", "blocks"])
+def test_recomputing_gives_the_same_losses(tmp_path: Path, recompute: str) -> None:
+    kept_activations = run(micro(), tmp_path / "kept")
+    recomputed = run(micro(recompute=recompute), tmp_path / "recomputed")
+    assert step_losses(recomputed) == step_losses(kept_activations)
+
+
 def test_progressive_training_shows_small_images_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     forward = PatchConvNet.forward

@@ -408,12 +408,21 @@ class AttentionPooled(AttentionClassifier):
 
     # The rest of timm's contract
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True, *, pointwise: bool = False) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping their activations.
+
+        Args:
+            enable: whether to.
+            pointwise: only our own networks can recompute less than a block.
 
         Raises:
             UserError: the backbone cannot.
         """
+        if enable and pointwise:
+            raise UserError(
+                f"{self.config.backbone} can recompute whole blocks only, not what lies between convolutions: "
+                "choose recompute blocks"
+            )
         try:
             self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
         except (AssertionError, AttributeError) as error:

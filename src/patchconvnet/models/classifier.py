@@ -236,6 +236,10 @@ class AttentionClassifier(nn.Module):
             module.to(like.device, like.dtype).train(self.training)
         self.metadata = weights.Metadata(preprocessing=self.metadata.preprocessing)
 
+    def set_grad_checkpointing(self, enable: bool = True, *, pointwise: bool = False) -> None:
+        """Save memory in training: the backward pass computes blocks again, or with `pointwise` all but products."""
+        raise NotImplementedError
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters of more than one axis that weight decay must spare: class tokens and queries."""
         return {f"pooling.{name}" for name, _ in self.pooling.named_parameters() if name in ("class_token", "query")}

@@ -31,6 +31,7 @@ from patchconvnet.hardware import cpu_has_bfloat16
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.layers import BatchNorm, SqueezeExcite
 from patchconvnet.models.pooling import AttendingPooling, ClassAttention
+from patchconvnet.models.recomputing import Recompute
 from patchconvnet.models.stem import ConvStem, PooledStem
 from patchconvnet.models.trunk import PreactivationBlock, TrunkBlock
 
@@ -60,7 +61,7 @@ class FusedNetwork(AttentionClassifier):
         ):  # fmt: skip
             if hasattr(model, name):
                 setattr(self, name, copy.deepcopy(getattr(model, name)))
-        self.grad_checkpointing = False
+        self.recompute: Recompute = "none"
         with torch.no_grad():
             self.stem = fuse_stem(model.stem, self.dtype)
             self.trunk = nn.ModuleList(fuse_block(block, self.dtype) for block in model.trunk)

@@ -13,7 +13,6 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError, first_line
@@ -22,6 +21,7 @@ from patchconvnet.models.classifier import POOLING_ALIASES, AttentionClassifier,
 from patchconvnet.models.fused import FusedNetwork
 from patchconvnet.models.layers import ActName, NormName
 from patchconvnet.models.pooling import PoolingName, build_pooling
+from patchconvnet.models.recomputing import Recompute, run_block
 from patchconvnet.models.stem import ConvStem, PooledStem, StemName, StemPadding
 from patchconvnet.models.trunk import BlockName, ConvName, PreactivationBlock, TrunkBlock
 
@@ -144,7 +144,7 @@ class PatchConvNet(AttentionClassifier):
         self.num_classes = c.num_classes
         self.in_chans = c.in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = c.embed_dim
-        self.grad_checkpointing = False
+        self.recompute: Recompute = "none"
         self.metadata = weights.Metadata()
 
         self.stem = _stem(c)
@@ -202,7 +202,7 @@ class PatchConvNet(AttentionClassifier):
         return self.stem(image)
 
     def _run(self, block: nn.Module, patches: Tensor) -> Tensor:
-        return checkpoint(block, patches) if self.grad_checkpointing and self.training else block(patches)
+        return run_block(block, patches, self.recompute if self.training else "none")
 
     def patch_positions(
         self, size: tuple[int, int], shape: tuple[int, int]
@@ -246,9 +246,14 @@ class PatchConvNet(AttentionClassifier):
             self.reset_classifier(0, "")
         return take
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, *, pointwise: bool = False) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations.
+
+        Args:
+            enable: whether to.
+            pointwise: keep what convolutions and linear layers return, and recompute only what lies between them.
+        """
+        self.recompute = ("pointwise" if pointwise else "blocks") if enable else "none"
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters from the image to the logits, for layer-wise learning rates."""

@@ -43,6 +43,8 @@ class Learner:
         self.fabric, self.recipe = fabric, recipe
         self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
         self.plain = self.whole = model
+        if recipe.recompute != "none":
+            model.set_grad_checkpointing(pointwise=recipe.recompute == "pointwise")
         if is_sharded(fabric):  # which takes weights in their plain memory layout only
             self.whole = copy.deepcopy(model).to(fabric.device)
         else:

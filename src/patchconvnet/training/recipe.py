@@ -23,6 +23,7 @@ from patchconvnet.data.augmentation import AugmentationConfig
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.errors import UserError, first_line
+from patchconvnet.models.recomputing import Recompute
 
 # what nobody needs and no machine does: a typing error is refused instead of running for years or taking all memory
 AT_MOST = {
@@ -207,6 +208,8 @@ class Recipe:
         seed: of the weights, the order and the augmentation.
         half_weights: store the model folder's weights as float16 (half the size); these are tested.
         compile: compile the network with torch.compile first.
+        recompute: save memory: what the backward pass computes again instead of keeping it. "pointwise" is all but
+            convolutions and linear layers; "blocks" is everything, for a third more arithmetic.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -225,6 +228,7 @@ class Recipe:
     seed: int = 0
     half_weights: bool = False
     compile: bool = False
+    recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
         o = self.optimization
@@ -288,6 +292,8 @@ class Recipe:
                 f"optimization.fallback_learning_rate belongs to muon; {o.optimizer} has one learning_rate for all"
             )
 
+        if self.compile and self.recompute != "none":
+            raise UserError("torch.compile decides by itself what to compute again; leave out compile or recompute")
         asked, fitted = self.model.options.get("pooling"), self.probe.pooling["pooling"]
         if self.method != "train" and asked not in (None, fitted):
             raise UserError(
