@@ -21,7 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from patchconvnet.data.datasets import load
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 
 CLASSIFIERS = {
     "support vector hardware, Gaussian kernel, γ 0.001": SVC(gamma=0.001),

@@ -12,8 +12,9 @@ from rich.progress import Progress
 from torch import nn
 
 from patchconvnet.data.held_out import chosen_split, load_held_out, warn_if_learned
+from patchconvnet.data.labelled_images import Images, StoredImages
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, ImageFiles, Images, Split, SplitName
+from patchconvnet.data.splits import DataSplits, Split, SplitName
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import Model, preprocessing_of
 from patchconvnet.faithfulness.annotations import Source as Annotations
@@ -239,7 +240,7 @@ def _split(
         name_of_split = chosen_split(data, split, provenance)
         warn_if_learned(data, name_of_split, provenance)
         return data.require(name_of_split), data.name, name_of_split
-    if isinstance(data, Images | ImageFiles):
+    if isinstance(data, Images | StoredImages):
         return data, "images", "all"
     raise UserError(
         f"given data of type {type(data).__name__}; give the name of a data set, its folder's path, or a loaded one."

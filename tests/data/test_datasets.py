@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchconvnet.data.datasets import default_root, load
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.errors import UserError
 
 
@@ -164,10 +164,10 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "cifar11",
-            r"unknown dataset 'cifar11'; known: cifar10, cifar100, digits, folder:PATH\. Did you mean 'cifar10'\?",
+            r"unknown dataset 'cifar11'; known: cifar10, cifar100, digits, folder:PATH, .* Did you mean 'cifar10'\?",
         ),
         ("digit", r"Did you mean 'digits'\?"),
-        ("xyz", r"known: cifar10, cifar100, digits, folder:PATH\.$"),
+        ("xyz", r"known: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME\.$"),
         ("tests", r"Did you mean 'folder:tests'\?"),
         ("folder:", "names no folder"),
     ],

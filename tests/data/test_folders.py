@@ -11,7 +11,8 @@ from PIL import Image
 
 from patchconvnet.data.datasets import load
 from patchconvnet.data.images import read_image
-from patchconvnet.data.splits import DataSplits, ImageFiles
+from patchconvnet.data.labelled_images import ImageFiles
+from patchconvnet.data.splits import DataSplits
 from patchconvnet.errors import UserError
 
 MakeTree = Callable[..., Path]
@@ -63,7 +64,7 @@ def test_splits_of_its_own(tmp_path: Path, validation: str) -> None:
     splits = load(f"folder:{tmp_path}")
     assert [len(splits.require(split)) for split in ("train", "validation", "test")] == [7, 3, 5]
     assert splits.require("test").labels.tolist() == [1] * 5
-    with pytest.raises(UserError, match="has its own validation folder"):
+    with pytest.raises(UserError, match="has its own validation split"):
         load(f"folder:{tmp_path}", validation=0.2)
     assert len(load(f"folder:{tmp_path}", validation=0).require("validation")) == 3  # none of the training images
     with pytest.raises(UserError, match="leave out the option test"):

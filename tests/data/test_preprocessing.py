@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from patchconvnet.data.batches import batches
 from patchconvnet.data.images import pixels, read_image
+from patchconvnet.data.labelled_images import ImageFiles, Images
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_seed.npz"

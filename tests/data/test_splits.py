@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from patchconvnet.data.batches import batches
+from patchconvnet.data.labelled_images import ImageFiles, Images
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, ImageFiles, Images, set_aside_count, stratified_split
+from patchconvnet.data.splits import DataSplits, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
 

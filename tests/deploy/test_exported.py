@@ -11,7 +11,7 @@ from PIL import Image
 import patchconvnet
 from patchconvnet import UserError, explain, load
 from patchconvnet.cli import main
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.deploy.onnx_export import export_onnx
 from patchconvnet.explanation.evidence import forward_with_maps
 

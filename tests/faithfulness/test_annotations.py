@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from patchconvnet import UserError
+from patchconvnet.data.labelled_images import ImageFiles, Images
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.faithfulness.annotations import read_annotations
 
 HEIGHT, WIDTH = 40, 60

@@ -13,7 +13,7 @@ from torch import nn
 
 import patchconvnet  # noqa: F401, registers the models
 from patchconvnet import UserError
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.faithfulness.audit import AuditSettings, audit
 from patchconvnet.faithfulness.baselines import METHODS

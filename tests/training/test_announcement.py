@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from patchconvnet.data.splits import DataSplits, Images
+from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.splits import DataSplits
 from patchconvnet.training.announcement import describe_data
 
 

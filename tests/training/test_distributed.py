@@ -33,7 +33,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from patchconvnet.cli import _quieten
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.errors import UserError
 from patchconvnet.models import with_attention_pooling
 from patchconvnet.models.layers import BatchNorm

@@ -22,8 +22,8 @@ from sklearn.metrics import (
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
+from patchconvnet.data.labelled_images import ImageFiles, Images
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import ImageFiles, Images
 from patchconvnet.errors import UserError
 from patchconvnet.training.evaluation import Evaluation, evaluate
 from patchconvnet.training.evaluation_files import save_evaluation

@@ -12,7 +12,7 @@ from small_runs import MICRO, events, micro, rows, run
 from torch import Tensor
 
 from patchconvnet import PatchConvNet
-from patchconvnet.data.splits import Images
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.training import monitor as monitor_module
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.progress import TrainingProgress

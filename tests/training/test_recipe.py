@@ -8,7 +8,8 @@ import torch
 import yaml
 from small_runs import MICRO, micro, run
 
-from patchconvnet.data.splits import DataSplits, Images
+from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.splits import DataSplits
 from patchconvnet.errors import UserError
 from patchconvnet.training import probing
 from patchconvnet.training import run as run_module

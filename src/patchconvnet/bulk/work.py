@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from patchconvnet.data.folders import SPLIT_FOLDERS
 from patchconvnet.data.image_paths import LeftOut, class_name, images_below, read_heif
 from patchconvnet.data.images import read_image
-from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName
+from patchconvnet.data.labelled_images import StoredImages
+from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName
 from patchconvnet.errors import UserError
 
 NO_LABEL = -1
@@ -110,7 +110,7 @@ class FolderWork:
 
     def _label(self, path: Path) -> int:
         folders = [class_name(name) for name in path.relative_to(self._folder).parts[:-1]]
-        if folders and folders[0].lower() in SPLIT_FOLDERS and folders[0] not in self._labels:
+        if folders and folders[0].lower() in SPLIT_NAMES and folders[0] not in self._labels:
             folders = folders[1:]
         return self._labels.get(folders[0], NO_LABEL) if folders else NO_LABEL
 
@@ -141,8 +141,8 @@ class SplitWork:
         return self._split.image(int(item.source))
 
     def _id(self, index: int) -> str:
-        if isinstance(self._split, ImageFiles):
-            return class_name(str(self._split.paths[index]))
+        if isinstance(self._split, StoredImages):
+            return class_name(self._split.place(index))
         return f"{self._prefix}{index}"
 
 

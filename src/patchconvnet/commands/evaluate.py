@@ -43,7 +43,6 @@ def evaluate(
     from rich.console import Console
 
     from patchconvnet.api import check_class_names
-    from patchconvnet.data.splits import ImageFiles
     from patchconvnet.files import write_text
     from patchconvnet.hardware import Threads
     from patchconvnet.progress_bar import progress_bar
@@ -82,9 +81,7 @@ def evaluate(
     for path in save_evaluation(result, folder, {**about, "mirror": mirror}):
         print(path)
     table = folder / "predictions.csv"
-    paths = (
-        [printable(p) for p in images.paths] if isinstance(images, ImageFiles) else [f"{i}" for i in range(len(images))]
-    )
+    paths = [printable(images.place(index)) for index in range(len(images))]
     write_text(table, predictions_csv(paths, images.class_names, probabilities, images.labels.tolist()))
     print(table)
     return 0

@@ -60,7 +60,8 @@ def export(
         images: image files, folders or patterns to check the file on; by default made images.
         precision: fp32; fp16 or int8 for all but pooling, softmax, classifier and evidence, which stay fp32.
         calibration: images, folders or patterns that int8 finds its scales on; 200 of them are taken.
-        data: labelled images to measure what int8 or fp16 costs on: cifar10, cifar100, digits or folder:PATH.
+        data: labelled images to measure what int8 or fp16 costs on: cifar10, cifar100, digits, folder:PATH,
+            csv:FILE, parquet:FILE or hf:NAME.
         masks: folder of masks for these, to measure how much of the evidence is in the object.
         limit: images of the data that are measured at most.
         onnxruntime_web: for web, the npm package onnxruntime-web as a folder or .tgz; if not given, it is downloaded.
@@ -153,8 +154,6 @@ def _labelled(network: "AttentionClassifier", data: str, masks: Path | None, lim
 
     from patchconvnet.api import check_class_names
     from patchconvnet.data.held_out import load_held_out
-    from patchconvnet.data.images import read_image
-    from patchconvnet.data.splits import ImageFiles
     from patchconvnet.deploy.quantization import Labelled
     from patchconvnet.faithfulness.annotations import read_annotations
 
@@ -165,10 +164,7 @@ def _labelled(network: "AttentionClassifier", data: str, masks: Path | None, lim
     indices = _spread(range(len(split)), limit)
 
     def image(place: int) -> Image.Image:
-        index = indices[place]
-        if isinstance(split, ImageFiles):
-            return read_image(split.paths[index])
-        return Image.fromarray(split.images[index].movedim(0, -1).contiguous().numpy())
+        return split.image(indices[place])
 
     located = read_annotations(split, indices, None, masks) if masks else None
     return Labelled(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from patchconvnet.data.labelled_images import Images, in_batches
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import Images, Split, in_batches
+from patchconvnet.data.splits import Split
 
 
 def batches(

@@ -1,7 +1,8 @@
-"""Data sets by name: `load("cifar10")`, `"cifar100"`, `"digits"`, `"folder:PATH"`."""
+"""Data sets by name: `load("cifar10")`, `"cifar100"`, `"digits"`, `"folder:PATH"`, `"csv:FILE"` and other sources."""
 
 import difflib
 import os
+import string
 import tarfile
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchconvnet.data.folders import load_folder
-from patchconvnet.data.splits import DataSplits, ImageFiles, Images, Split, set_aside_count, stratified_split
+from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.sources.listing import Listing
+from patchconvnet.data.sources.names import PLACES, is_source, parsed
+from patchconvnet.data.sources.tables import read_csv, read_parquet
+from patchconvnet.data.splits import DataSplits, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
-__all__ = ["DataSplits", "ImageFiles", "Images", "Split", "load"]
-
-KNOWN = ("cifar10", "cifar100", "digits", "folder:PATH")
+KNOWN = ("cifar10", "cifar100", "digits", "folder:PATH", *(f"{kind}:{place}" for kind, place in PLACES.items()))
 
 
 def load(
@@ -32,8 +35,9 @@ def load(
     """A data set by name.
 
     Args:
-        name: "cifar10", "cifar100", "digits" (scikit-learn's handwritten digits, 8×8, part of that package) or
-            "folder:PATH" (one folder a class, see `patchconvnet.data.folders`).
+        name: "cifar10", "cifar100", "digits" (scikit-learn's handwritten digits, 8×8, part of that package),
+            "folder:PATH" (one folder a class, see `patchconvnet.data.folders`), or another source (see
+            `patchconvnet.data.sources.names`).
         root: where CIFAR lies, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet. A relative
             folder:PATH is taken from there too where `root` is given.
         validation: images set aside from the training images, as a fraction below 1 or a number; 0 for none. CIFAR
@@ -57,17 +61,41 @@ def load(
         return load_folder(
             path, validation=validation, test=test, seed=seed, strict=strict, show_progress=show_progress
         )
+    if is_source(name):
+        return open_listing(name, root).data_set(
+            name, validation=validation, test=test, seed=seed, show_progress=show_progress
+        )
     if name == "digits":
         return _digits(0.15 if validation is None else validation, 0.15 if test is None else test, seed)
     if name in ("cifar10", "cifar100"):
         if test is not None:
             raise UserError(f"{name} has its own test set; do not give test.")
         return _cifar(name, root, 10_000 if validation is None else validation, download)
-    close = difflib.get_close_matches(name, [known.removesuffix("PATH") for known in KNOWN], n=1)
+    close = difflib.get_close_matches(name, [known.rstrip(string.ascii_uppercase + "_") for known in KNOWN], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if os.path.isdir(name):
         hint = f" Did you mean 'folder:{name}'?"
     raise UserError(f"unknown dataset {name!r}; known: {', '.join(KNOWN)}.{hint}")
+
+
+def open_listing(name: str, root: str | os.PathLike[str] | None = None) -> Listing:
+    """The images that a source lists, before they are divided; a class that is not given is None.
+
+    Args:
+        name: of the source, such as "csv:pets.csv?label=breed".
+        root: where a relative path in it is taken from.
+
+    Raises:
+        UserError: there is no such source, it cannot be read, or the package that reads it is missing.
+    """
+    source = parsed(name)
+    if source.kind == "csv":
+        return read_csv(source, root)
+    if source.kind == "parquet":
+        return read_parquet(source, root)
+    from patchconvnet.data.sources.huggingface import read_hf
+
+    return read_hf(source, root)
 
 
 def default_root() -> Path:

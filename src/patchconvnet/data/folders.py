@@ -7,16 +7,10 @@ Images may be in folders below a class's folder. Hidden files and operating syst
 files that are left out are counted and named.
 """
 
-import os
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import torch
-from PIL import Image
-from rich.progress import track
 
 from patchconvnet.data.image_paths import (
     LeftOut,
@@ -27,18 +21,10 @@ from patchconvnet.data.image_paths import (
     is_junk,
     read_heif,
 )
-from patchconvnet.data.images import MOST_PIXELS, as_rgb
-from patchconvnet.data.splits import DataSplits, ImageFiles, SplitName, set_aside_count, stratified_split
+from patchconvnet.data.labelled_images import ImageFiles
+from patchconvnet.data.readable import leave_out_unreadable
+from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, divided
 from patchconvnet.errors import UserError
-
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-DEFAULT_SHARE = 0.1  # of a tree's images, for validation and for test each
 
 
 def load_folder(
@@ -66,51 +52,13 @@ def load_folder(
     read_heif()
     trees = _split_folders(path)
     folder_names = _class_folders(trees.get("train") or next(iter(trees.values()))) if trees else _class_folders(path)
-    class_names = [class_name(name) for name in folder_names]
     left_out = LeftOut()
     found = {split: _find(tree, folder_names, left_out) for split, tree in (trees or {"all": path}).items()}
-    beside = [folder for folder in _folders(path) if trees and folder.name.lower() not in SPLIT_FOLDERS]
+    beside = [folder for folder in _folders(path) if trees and folder.name.lower() not in SPLIT_NAMES]
     beside = [folder for folder in beside if any(images_below(folder, LeftOut()))]
     left_out.warn(path, _names(beside))
-    found, skipped = _readable(found, path, strict, show_progress)
-    if not trees:
-        return _split_tree(path, found["all"], skipped, validation, test, seed)
-
-    if test is not None:
-        raise UserError(f"{path} has its own splits ({', '.join(trees)}); leave out the option test.")
-    if "validation" in found and validation:  # a recipe's 0 means: take none of the training images
-        raise UserError(f"{path} has its own validation folder; leave out the option validation.")
-    if "train" in found and "validation" not in found:
-        count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
-        if count:
-            chosen, rest = stratified_split(found["train"].labels, [count], seed)
-            found["validation"], found["train"] = found["train"].subset(chosen), found["train"].subset(rest)
-    return DataSplits(
-        name=f"folder:{path}",
-        class_names=class_names,
-        train=found.get("train"),
-        validation=found.get("validation"),
-        test=found.get("test"),
-        skipped=skipped,
-    )
-
-
-def _split_tree(
-    path: Path,
-    files: ImageFiles,
-    skipped: tuple[Path, ...],
-    validation: float | None,
-    test: float | None,
-    seed: int,
-) -> DataSplits:
-    shares = {"validation": validation, "test": test}
-    counts = [
-        set_aside_count(DEFAULT_SHARE if share is None else share, len(files), what) for what, share in shares.items()
-    ]
-    chosen = stratified_split(files.labels, counts, seed)
-    for_validation, for_test, for_training = (files.subset(part) if len(part) else None for part in chosen)
-    names = files.class_names
-    return DataSplits(f"folder:{path}", names, for_training, for_validation, for_test, skipped, drawn=True)
+    readable, skipped = leave_out_unreadable(found, path, strict=strict, show_progress=show_progress)
+    return divided(readable, f"folder:{path}", path, skipped=skipped, validation=validation, test=test, seed=seed)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -129,7 +77,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     folders = _folders(path)
     trees: dict[str, Path] = {}
     for folder in folders:
-        split = SPLIT_FOLDERS.get(folder.name.lower())
+        split = SPLIT_NAMES.get(folder.name.lower())
         if split is None:
             continue
         if split in trees:
@@ -180,49 +128,3 @@ def _find(path: Path, folder_names: list[str], left_out: LeftOut) -> ImageFiles:
             + "; put images into it, or remove it."
         )
     return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), [class_name(name) for name in folder_names])
-
-
-def _readable(
-    found: dict[str, ImageFiles], root: Path, strict: bool, show_progress: bool
-) -> tuple[dict[str, ImageFiles], tuple[Path, ...]]:
-    """Leave out the unreadable files, with one warning for all of them, or one error where `strict`."""
-    paths = [path for files in found.values() for path in files.paths]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # PIL decodes outside of Python's lock
-        chunks = [paths[start : start + 100] for start in range(0, len(paths), 100)]
-        checks = pool.map(lambda chunk: [_is_readable(path) for path in chunk], chunks)
-        shown = track(checks, "Checking images", len(chunks), disable=not show_progress, transient=True)
-        readable = dict(zip(paths, chain.from_iterable(shown), strict=True))
-    skipped = tuple(path for path in paths if not readable[path])
-    if not skipped:
-        return found, ()
-
-    names = ", ".join(str(path.relative_to(root)) for path in skipped[:5]) + (", …" if len(skipped) > 5 else "")
-    message = f"{len(skipped)} of {len(paths)} files in {root} are not readable images: {names}"
-    if strict:
-        raise UserError(f"{message}; repair or remove them, or leave out strict to skip them.")
-    kept = {
-        split: files.subset([index for index, path in enumerate(files.paths) if readable[path]])
-        for split, files in found.items()
-    }
-    for split, files in found.items():
-        lost = set(files.labels.tolist()) - set(kept[split].labels.tolist())
-        if lost:
-            names = ", ".join(files.class_names[label] for label in sorted(lost)[:5])
-            raise UserError(f"no readable images are left in class folder {names} of {root}; {message}.")
-    warnings.warn(f"{message}; skipped.", stacklevel=4)
-    return kept, skipped
-
-
-def _is_readable(path: Path) -> bool:
-    """Whether `read_image` will read the file; a JPEG is tried at an eighth of its size, which finds cut ones too."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                return False
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            as_rgb(image)
-    except MemoryError:
-        raise
-    except Exception:  # PIL's readers answer broken files with errors of many types
-        return False
-    return True

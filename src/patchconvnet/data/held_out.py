@@ -116,7 +116,9 @@ def warn_if_learned(
 
 def _has_seen(data: DataSplits, provenance: Mapping[str, Any], root: str | os.PathLike[str] | None) -> bool:
     """Whether the model was trained on these images, or on others of this data set."""
-    same_images = _fingerprint(provenance).get("all images") == data.fingerprint()["all images"]
+    before, now = _fingerprint(provenance), data.fingerprint()
+    # by their names, or, whatever they are called, by their contents
+    same_images = any(part in now and before.get(part) == now[part] for part in ("all images", "all contents"))
     return same_images or _is_training_data(data.name, None, provenance, root)
 
 

@@ -1,186 +1,30 @@
-"""Labelled images: in memory (`Images`), as files (`ImageFiles`), and the splits of a data set (`DataSplits`)."""
+"""The splits of a data set (`DataSplits`), what tells them from others, and how images are divided into them."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import torch
-from PIL import Image
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from patchconvnet.data.images import as_rgb, read_image
-from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.data.labelled_images import Images, StoredImages
 from patchconvnet.errors import UserError
 
-Indices = Tensor | Sequence[int] | slice
 LARGEST_SEED = 2**63  # torch takes no larger ones
-MOST_WORKERS, LARGEST_BATCH = 1024, 1_000_000
 SplitName = Literal["train", "validation", "test", "all"]
+SPLIT_NAMES: dict[str, SplitName] = {  # what people call them
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+DEFAULT_SHARE = 0.1  # of images without splits, for validation and for test each
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images of one shape, held in memory.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64, indices into `class_names`.
-        class_names: one name a class.
-    """
-
-    images: Tensor
-    labels: Tensor
-    class_names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image(index), int(self.labels[index])
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index` as RGB."""
-        return as_rgb(Image.fromarray(self.images[index].movedim(0, -1).squeeze(-1).cpu().numpy()))
-
-    def subset(self, indices: Indices) -> Self:
-        """The images at `indices`, in that order."""
-        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Images of any shape and kind, read from their files when they are asked for.
-
-    Args:
-        paths: one file an image.
-        labels: (N,) int64, indices into `class_names`.
-        class_names: one name a class.
-    """
-
-    paths: list[Path]
-    labels: Tensor
-    class_names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image(index), int(self.labels[index])
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index` as RGB, read from its file.
-
-        Raises:
-            UserError: the file is gone or has become unreadable.
-        """
-        return read_image(self.paths[index])
-
-    def subset(self, indices: Indices) -> Self:
-        """The images at `indices`, in that order."""
-        chosen = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
-        chosen = chosen.to(torch.int64)
-        return replace(self, paths=[self.paths[index] for index in chosen.tolist()], labels=self.labels[chosen])
-
-    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> "ImageTensors":
-        """The same images as a torch data set of (transform(image), label, index), for a `DataLoader`."""
-        return ImageTensors(self, transform)
-
-    def fits_in_memory(self, canvas: tuple[int, int], limit_bytes: int, channels: int = 3) -> bool:
-        """Whether `to_memory` with this canvas (height, width) stays within `limit_bytes`."""
-        return len(self) * channels * canvas[0] * canvas[1] <= limit_bytes
-
-    def to_memory(
-        self, preprocessing: Preprocessing, *, batch_size: int = 64, workers: int = 0, show_progress: bool = False
-    ) -> Images:
-        """Read every image once and keep it as uint8 pixels of one size, for training from memory.
-
-        Args:
-            preprocessing: says how an image gets to the common size, see `Preprocessing.canvas`; use `with_size` for a
-                canvas larger than the network input.
-            batch_size: images read at a time by one worker.
-            workers: processes that read; 0 reads in this one.
-            show_progress: whether to draw a progress bar.
-
-        Returns:
-            N images of `preprocessing.size`.
-        """
-        images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
-        read = in_batches(self.tensors(preprocessing.canvas), workers, batch_size=batch_size)
-        total = -(-len(self) // batch_size)
-        for batch, _, indices in track(read, "Reading images", total, disable=not show_progress, transient=True):
-            images[indices] = batch
-        return Images(images, self.labels, self.class_names)
-
-
-class ImageTensors(Dataset[tuple[Tensor, int, int]]):
-    """Image files as (tensor, label, index); made by `ImageFiles.tensors`."""
-
-    def __init__(self, files: ImageFiles, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.files = files
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        image, label = self.files[index]
-        return self.transform(image), label, index
-
-
-def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
-    """The batches of a `DataLoader`, whose workers' mistakes arrive in their own words and not as a traceback.
-
-    Args:
-        tensors: of (tensor, label, index).
-        workers: processes that read; 0 reads in this one.
-        options: of the `DataLoader`.
-
-    Raises:
-        UserError: what reading an image raises; or there can't be so many workers.
-    """
-    if not 0 <= workers <= MOST_WORKERS:
-        raise UserError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS}.")
-    loader = DataLoader(
-        _Guarded(tensors),
-        num_workers=workers,
-        collate_fn=_collate,
-        generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
-        **options,
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-class _Guarded(Dataset[Any]):
-    """A data set whose UserErrors are values, which survive the way from a worker."""
-
-    def __init__(self, inner: Dataset[Any]) -> None:
-        self.inner = inner
-
-    def __len__(self) -> int:
-        return len(self.inner)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.inner[index]
-        except UserError as error:
-            return error
-
-
-def _collate(items: list[Any]) -> Any:
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else default_collate(items)
-
-
-Split = Images | ImageFiles
+Split = Images | StoredImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +35,7 @@ class DataSplits:
         name: the name it was loaded by.
         class_names: one name a class.
         train, validation, test: the splits; None where there is none.
-        skipped: files that were left out because they are not readable images.
+        skipped: files that were left out because they are not readable images, or what else they are called by.
         drawn: whether the test split was drawn from a folder that has none of its own.
     """
 
@@ -200,13 +44,14 @@ class DataSplits:
     train: Split | None = None
     validation: Split | None = None
     test: Split | None = None
-    skipped: tuple[Path, ...] = ()
+    skipped: tuple[Path | str, ...] = ()
     drawn: bool = False
 
     def fingerprint(self) -> dict[str, str | list[str]]:
         """What tells these splits from others: the classes; labels, file names and contents of each split's images.
 
-        "all images" is the same however they are divided. "… contents" tells images that were replaced under the same
+        "all images" is the same however they are divided, and "all contents" besides whatever they are called, which
+        there is for stored images. "… contents" tells images that were replaced under the same
         name: of a file its size and its first and last 4 KiB count, which take well under 1 ms and differ for any two
         compressed images; of images in memory all pixels.
 
@@ -214,12 +59,21 @@ class DataSplits:
             UserError: a file cannot be read.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        every = [key for images in splits.values() if images is not None for key in _keys(images)]
+        present = [images for images in splits.values() if images is not None]
+        stored = {name: images for name, images in splits.items() if isinstance(images, StoredImages)}
+        digests = {name: _digests(images) for name, images in stored.items()}
+        every = [key for images in present for key in _keys(images)]
+        contents = [
+            f"{self.class_names[label]} {digest}"
+            for name, words in digests.items()
+            for label, digest in zip(stored[name].labels.tolist(), words, strict=True)
+        ]
         return {
             "class names": self.class_names,
             **{f"{name} images": _digest([] if split is None else _keys(split)) for name, split in splits.items()},
-            **{f"{name} contents": _content_digest(split) for name, split in splits.items()},
+            **{f"{name} contents": _content_digest(split, digests.get(name, [])) for name, split in splits.items()},
             "all images": _digest(sorted(every)),
+            **({"all contents": _digest(sorted(contents))} if digests else {}),
         }
 
     def require(self, split: SplitName) -> Split:
@@ -241,43 +95,80 @@ class DataSplits:
 
 
 def _together(parts: list[Split]) -> Split:
-    labels = torch.cat([part.labels for part in parts])
     if isinstance(parts[0], Images):
+        labels = torch.cat([part.labels for part in parts])
         pixels = torch.cat([part.images for part in parts if isinstance(part, Images)])
         return Images(pixels, labels, parts[0].class_names)
-    paths = [path for part in parts if isinstance(part, ImageFiles) for path in part.paths]
-    return ImageFiles(paths, labels, parts[0].class_names)
+    return parts[0].joined([part for part in parts[1:] if isinstance(part, StoredImages)])
 
 
 def _keys(images: Split) -> list[str]:
     """A word for each image: label, class folder and file name, since the whole may be moved; in memory the label."""
-    labels = map(str, images.labels.tolist())
+    labels = images.labels.tolist()
     if isinstance(images, Images):
-        return list(labels)
-    return [f"{k} {p.parent.name}/{p.name}" for k, p in zip(labels, images.paths, strict=True)]
+        return list(map(str, labels))
+    return [f"{label} {images.name(index)}" for index, label in enumerate(labels)]
 
 
 def _digest(words: list[str]) -> str:
     return f"{len(words)} {hashlib.sha256(chr(0).join(words).encode(errors='surrogateescape')).hexdigest()}"
 
 
-def _content_digest(images: Split | None) -> str:
+def _digests(images: StoredImages) -> list[str]:
+    return [images.digest(index) for index in range(len(images))]
+
+
+def _content_digest(images: Split | None, digests: list[str]) -> str:
     if isinstance(images, Images):
         return hashlib.sha256(images.images.contiguous().cpu().numpy().data).hexdigest()
-    return _digest([] if images is None else [_file_digest(path) for path in images.paths])
+    return _digest(digests)
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            head, size = file.read(_ENDS), file.seek(0, os.SEEK_END)
-            file.seek(max(size - _ENDS, 0))
-            return hashlib.sha256(b"%d " % size + head + file.read()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+def divided(
+    found: Mapping[str, StoredImages],
+    name: str,
+    where: Path | str,
+    *,
+    skipped: Sequence[Path | str] = (),
+    validation: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+) -> DataSplits:
+    """A data set of images that may come with splits of their own.
 
+    Args:
+        found: the images by split; or all of them under "all", of which a stratified choice becomes validation and
+            test.
+        name: of the data set.
+        where: it is, for messages.
+        skipped: images that were left out of it.
+        validation, test, seed: as for `patchconvnet.data.datasets.load`.
 
-_ENDS = 4096  # bytes at each end of a file
+    Raises:
+        UserError: a share is asked for that there is already, or that does not fit.
+    """
+    found, class_names = dict(found), next(iter(found.values())).class_names
+    if "all" in found:
+        files = found["all"]
+        shares = {"validation": validation, "test": test}
+        counts = [
+            set_aside_count(DEFAULT_SHARE if share is None else share, len(files), what)
+            for what, share in shares.items()
+        ]
+        chosen = stratified_split(files.labels, counts, seed)
+        for_validation, for_test, for_training = (files.subset(part) if len(part) else None for part in chosen)
+        return DataSplits(name, class_names, for_training, for_validation, for_test, tuple(skipped), drawn=True)
+    if test is not None:
+        raise UserError(f"{where} has its own splits ({', '.join(found)}); leave out the option test.")
+    if "validation" in found and validation:  # a recipe's 0 means: take none of the training images
+        raise UserError(f"{where} has its own validation split; leave out the option validation.")
+    if "train" in found and "validation" not in found:
+        count = set_aside_count(DEFAULT_SHARE if validation is None else validation, len(found["train"]), "validation")
+        if count:
+            chosen_here, rest = stratified_split(found["train"].labels, [count], seed)
+            found["validation"], found["train"] = found["train"].subset(chosen_here), found["train"].subset(rest)
+    train, for_validation, for_test = (found.get(split) for split in ("train", "validation", "test"))
+    return DataSplits(name, class_names, train, for_validation, for_test, tuple(skipped))
 
 
 def set_aside_count(share: float, total: int, what: str) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from patchconvnet.data.geometry import Geometry
-from patchconvnet.data.splits import ImageFiles, Split
+from patchconvnet.data.labelled_images import StoredImages
+from patchconvnet.data.splits import Split
 from patchconvnet.errors import UserError
 
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
@@ -28,10 +29,7 @@ class Located(NamedTuple):
 
 def image_name(split: Split, index: int) -> str:
     """What an image is called: "class/file.png" for a file, its number for one in memory."""
-    if isinstance(split, ImageFiles):
-        path = split.paths[index]
-        return f"{path.parent.name}/{path.name}"
-    return str(index)
+    return split.name(index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +146,9 @@ def _find_masks(folder: Path, split: Split, names: list[str], indices: Sequence[
         candidates = [
             folder / place / called for place in (parent, "") for called in (f"{stem}_mask.png", f"{stem}.png")
         ]
-        if isinstance(split, ImageFiles):  # masks may be beside their images, and an image is no mask
-            candidates = [path for path in candidates if path.resolve() != split.paths[index].resolve()]
+        if isinstance(split, StoredImages):  # masks may be beside their images, and an image is no mask
+            itself = Path(split.place(index)).resolve()
+            candidates = [path for path in candidates if path.resolve() != itself]
         mask = next((path for path in candidates if path.is_file()), None) if index in needed else None
         if mask is None and index in needed:
             missing.append(name)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from patchconvnet._version import __version__
+from patchconvnet.data.labelled_images import Images
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import Images, Split
+from patchconvnet.data.splits import Split
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
 from patchconvnet.faithfulness.annotations import Source, image_name, read_annotations

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from patchconvnet.data.folders import SPLIT_FOLDERS
 from patchconvnet.data.image_paths import find_images
+from patchconvnet.data.splits import SPLIT_NAMES
 from patchconvnet.errors import UserError
 from patchconvnet.models.imagenet import packaged_weights
 from patchconvnet.training.recipe import read_recipe
@@ -127,6 +127,6 @@ def choose_recipe(overview: Overview) -> Choice:
 
 def _class_of(relative: Path) -> str | None:
     parts = relative.parts[:-1]
-    if parts and parts[0].lower() in SPLIT_FOLDERS:
+    if parts and parts[0].lower() in SPLIT_NAMES:
         parts = parts[1:]
     return parts[0] if parts else None

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchconvnet.data.batches import batches
+from patchconvnet.data.labelled_images import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import LARGEST_BATCH, MOST_WORKERS, Split
+from patchconvnet.data.splits import Split
 from patchconvnet.errors import UserError
 from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of

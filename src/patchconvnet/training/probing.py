@@ -152,7 +152,7 @@ def _kept_features(
         try:
             with safe_open(file, "pt") as kept:
                 its_images = (kept.metadata() or {}).get("images")
-            if its_images == images:
+            if _tells_of(its_images or "", images):
                 return load_file(file)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} is damaged ({first_line(error)}); begin a new run in another --out") from error
@@ -165,6 +165,15 @@ def _kept_features(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, lambda part: save_file(features, part, {"images": images}))
     return features
+
+
+def _tells_of(before: str, now: str) -> bool:
+    """Whether a kept fingerprint is that of today's images; an older version's may say less of them."""
+    try:
+        parts, current = json.loads(before), json.loads(now)
+    except ValueError:
+        return False
+    return bool(parts) and {part: current.get(part) for part in parts} == parts
 
 
 def _features(

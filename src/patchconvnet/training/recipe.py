@@ -20,8 +20,8 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader
 
 from patchconvnet.data.augmentation import AugmentationConfig
+from patchconvnet.data.labelled_images import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models.recomputing import Recompute
 
@@ -43,7 +43,8 @@ class DataOptions:
     """Which images.
 
     Args:
-        name: cifar10, cifar100, digits or folder:PATH (one folder a class, or train/ val/ test/ of those).
+        name: cifar10, cifar100, digits, folder:PATH (one folder a class, or train/ val/ test/ of those), csv:FILE,
+            parquet:FILE or hf:NAME.
         root: where the data is, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
         validation: training images set aside to choose the best epoch by: a share below 1, a number, or
             0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.

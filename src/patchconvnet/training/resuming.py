@@ -64,7 +64,7 @@ def resume(run: Run) -> Resumed:
 def _check_data(run: Run, before: dict[str, Any]) -> None:
     """Other images would be split otherwise: what was trained on could come to be tested on."""
     name, folder = run.data.name, run.folder.path
-    now = {part: value for part, value in run.fingerprint.items() if part != "all images"}
+    now = {part: value for part, value in run.fingerprint.items() if not part.startswith("all ")}
     changed = [part for part, value in now.items() if part in before and value != before[part]]
     if changed and all(part.endswith("contents") for part in changed):
         splits = " and ".join(part.removesuffix(" contents") for part in changed)

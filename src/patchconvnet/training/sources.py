@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from patchconvnet.data import datasets
+from patchconvnet.data.labelled_images import StoredImages, in_batches
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.data.splits import DataSplits, ImageFiles, Split, in_batches
+from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, imagenet, load, with_attention_pooling
 from patchconvnet.models.stem import PooledStem
@@ -116,7 +117,7 @@ def batch_source(
     Images from files are brought to the size that augmentation takes its part of. They are read once and kept on the
     device while they need no more than the recipe's `data.memory_gb`.
     """
-    if isinstance(split, ImageFiles):
+    if isinstance(split, StoredImages):
         files, canvas, d = split, _canvas(recipe), recipe.data
         if not files.fits_in_memory(canvas.size, int(d.memory_gb * 2**30), canvas.channels):
             return lambda places: _from_files(files, canvas, device, places, d.workers)
@@ -139,7 +140,7 @@ def _canvas(recipe: Recipe) -> Preprocessing:
 
 
 def _from_files(
-    split: ImageFiles, canvas: Preprocessing, device: torch.device, places: list[Tensor], workers: int
+    split: StoredImages, canvas: Preprocessing, device: torch.device, places: list[Tensor], workers: int
 ) -> Iterator[Batch]:
     batches = in_batches(
         split.tensors(canvas.canvas),

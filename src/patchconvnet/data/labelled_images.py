@@ -1,0 +1,341 @@
+"""Labelled images: in memory (`Images`), in files (`ImageFiles`), or as rows of a source (`ImageRecords`)."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, Self
+
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from patchconvnet.data.images import as_rgb, read_image
+from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.errors import UserError
+
+Indices = Tensor | Sequence[int] | slice
+MOST_WORKERS, LARGEST_BATCH = 1024, 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of one shape, held in memory.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self.labels[index])
+
+    def place(self, index: int) -> str:
+        """Its number, as there is no file."""
+        return str(index)
+
+    def name(self, index: int) -> str:
+        """Its number, as there is no file."""
+        return str(index)
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` as RGB."""
+        return as_rgb(Image.fromarray(self.images[index].movedim(0, -1).squeeze(-1).cpu().numpy()))
+
+    def subset(self, indices: Indices) -> Self:
+        """The images at `indices`, in that order."""
+        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+
+class StoredImages:
+    """Images of any shape and kind, each read and decoded when it is asked for; what all kinds of them share.
+
+    Attributes:
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+    """
+
+    labels: Tensor
+    class_names: list[str]
+
+    def encoded(self, index: int) -> Path | bytes:
+        """Image `index` as it is stored: its file, or the bytes of one.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def place(self, index: int) -> str:
+        """Where image `index` is, for people: a path, or a file and what of it; no two images are in one place."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What image `index` is called wherever it is: its folder and file name, such as "cat/01.jpg"."""
+        raise NotImplementedError
+
+    def digest(self, index: int) -> str:
+        """Of the content of image `index`; see `content_digest`."""
+        return content_digest(self.encoded(index))
+
+    def subset(self, indices: Indices) -> Self:
+        """The images at `indices`, in that order."""
+        raise NotImplementedError
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """These images, and then those of others of the same source."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self.labels[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` as RGB.
+
+        Raises:
+            UserError: it is gone or has become unreadable.
+        """
+        return read_image(opened(self.encoded(index), self.place(index)))
+
+    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> "ImageTensors":
+        """The same images as a torch data set of (transform(image), label, index), for a `DataLoader`."""
+        return ImageTensors(self, transform)
+
+    def fits_in_memory(self, canvas: tuple[int, int], limit_bytes: int, channels: int = 3) -> bool:
+        """Whether `to_memory` with this canvas (height, width) stays within `limit_bytes`."""
+        return len(self) * channels * canvas[0] * canvas[1] <= limit_bytes
+
+    def to_memory(
+        self, preprocessing: Preprocessing, *, batch_size: int = 64, workers: int = 0, show_progress: bool = False
+    ) -> Images:
+        """Read every image once and keep it as uint8 pixels of one size, for training from memory.
+
+        Args:
+            preprocessing: says how an image gets to the common size, see `Preprocessing.canvas`; use `with_size` for a
+                canvas larger than the network input.
+            batch_size: images read at a time by one worker.
+            workers: processes that read; 0 reads in this one.
+            show_progress: whether to draw a progress bar.
+
+        Returns:
+            N images of `preprocessing.size`.
+        """
+        images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
+        read = in_batches(self.tensors(preprocessing.canvas), workers, batch_size=batch_size)
+        total = -(-len(self) // batch_size)
+        for batch, _, indices in track(read, "Reading images", total, disable=not show_progress, transient=True):
+            images[indices] = batch
+        return Images(images, self.labels, self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles(StoredImages):
+    """Images in files of their own, as in a folder.
+
+    Args:
+        paths: one file an image.
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+    """
+
+    paths: list[Path]
+    labels: Tensor
+    class_names: list[str]
+
+    def encoded(self, index: int) -> Path:
+        return self.paths[index]
+
+    def place(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def name(self, index: int) -> str:
+        path = self.paths[index]
+        return f"{path.parent.name}/{path.name}"
+
+    def subset(self, indices: Indices) -> Self:
+        chosen = _places(indices, len(self))
+        return replace(self, paths=[self.paths[index] for index in chosen.tolist()], labels=self.labels[chosen])
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        parts = [self, *others]
+        return replace(
+            self, paths=[path for part in parts for path in part.paths], labels=torch.cat([p.labels for p in parts])
+        )
+
+
+class Store(Protocol):
+    """Where a source keeps its images, by row; survives the way into a worker."""
+
+    def encoded(self, row: int) -> Path | bytes:
+        """The image of a row: its file, or the bytes of one."""
+
+    def place(self, row: int) -> str:
+        """Where that is, for people."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecords(StoredImages):
+    """Images that a source lists: rows of a table, members of an archive.
+
+    Args:
+        store: holds them.
+        rows: (N,) int64, which row of the store each image is.
+        names: what each is called, as in a folder of classes: "cat/01.jpg".
+        labels: (N,) int64, indices into `class_names`.
+        class_names: one name a class.
+        digests: of each image's content, where they are known.
+    """
+
+    store: Store
+    rows: Tensor
+    names: list[str]
+    labels: Tensor
+    class_names: list[str]
+    digests: list[str] | None = None
+
+    def encoded(self, index: int) -> Path | bytes:
+        return self.store.encoded(int(self.rows[index]))
+
+    def place(self, index: int) -> str:
+        return self.store.place(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return "/".join(self.names[index].split("/")[-2:])
+
+    def digest(self, index: int) -> str:
+        return super().digest(index) if self.digests is None else self.digests[index]
+
+    def subset(self, indices: Indices) -> Self:
+        chosen = _places(indices, len(self))
+        places, digests = chosen.tolist(), self.digests
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            names=[self.names[index] for index in places],
+            labels=self.labels[chosen],
+            digests=None if digests is None else [digests[index] for index in places],
+        )
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        parts = [self, *others]
+        digests = [digest for part in parts for digest in part.digests or ()]
+        return replace(
+            self,
+            rows=torch.cat([part.rows for part in parts]),
+            names=[name for part in parts for name in part.names],
+            labels=torch.cat([part.labels for part in parts]),
+            digests=digests if len(digests) == sum(map(len, parts)) else None,
+        )
+
+
+def _places(indices: Indices, count: int) -> Tensor:
+    chosen = torch.arange(count)[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
+    return chosen.to(torch.int64)
+
+
+def opened(encoded: Path | bytes, place: str) -> Path | BinaryIO:
+    """What `read_image` takes: a path as it is, bytes as an open file that is called by its place."""
+    if isinstance(encoded, Path):
+        return encoded
+    file = io.BytesIO(encoded)
+    file.name = place
+    return file
+
+
+class ImageTensors(Dataset[tuple[Tensor, int, int]]):
+    """Stored images as (tensor, label, index); made by `StoredImages.tensors`."""
+
+    def __init__(self, files: StoredImages, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        image, label = self.files[index]
+        return self.transform(image), label, index
+
+
+def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
+    """The batches of a `DataLoader`, whose workers' mistakes arrive in their own words and not as a traceback.
+
+    Args:
+        tensors: of (tensor, label, index).
+        workers: processes that read; 0 reads in this one.
+        options: of the `DataLoader`.
+
+    Raises:
+        UserError: what reading an image raises; or there can't be so many workers.
+    """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS}.")
+    loader = DataLoader(
+        _Guarded(tensors),
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
+        **options,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose UserErrors are values, which survive the way from a worker."""
+
+    def __init__(self, inner: Dataset[Any]) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.inner[index]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    errors = [item for item in items if isinstance(item, UserError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def content_digest(encoded: Path | bytes) -> str:
+    """Tells an encoded image from others by its size and its first and last 4 KiB.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if isinstance(encoded, bytes):
+        return hashlib.sha256(b"%d " % len(encoded) + encoded[:_ENDS] + encoded[-_ENDS:]).hexdigest()
+    path = encoded
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(_ENDS), file.seek(0, os.SEEK_END)
+            file.seek(max(size - _ENDS, 0))
+            return hashlib.sha256(b"%d " % size + head + file.read()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+_ENDS = 4096  # bytes at each end of a file

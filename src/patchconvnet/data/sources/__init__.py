@@ -1,0 +1,1 @@
+"""Where images come from besides folders: tables, Hugging Face data sets, shards."""

@@ -1,0 +1,182 @@
+"""What a source lists becomes a data set, in which images have the order, names and splits that a folder gives them.
+
+A folder's images are ordered by class and file name, and so are these, whatever order their source has them in: the
+same seed then sets aside the same images. An image is called by its class and file name, as in "cat/01.jpg"; where a
+source has no names, by its content.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from patchconvnet.data.image_paths import class_name, read_heif
+from patchconvnet.data.labelled_images import ImageRecords, Store, content_digest
+from patchconvnet.data.readable import in_threads, is_readable, listed
+from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName, divided
+from patchconvnet.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of a source, in its own order.
+
+    Args:
+        where: the source, for messages.
+        store: holds the images, each in the row that is its number here.
+        paths: what each is called, or None.
+        labels: the class of each, as the source has it: a name, a number, or None.
+        splits: the split of each; None where the source has no splits.
+        class_names: what the source calls its classes, in their order, or None.
+    """
+
+    where: str
+    store: Store
+    paths: Sequence[str | None]
+    labels: Sequence[str | int | None]
+    splits: Sequence[str] | None = None
+    class_names: list[str] | None = None
+
+    def data_set(
+        self,
+        name: str,
+        *,
+        validation: float | None = None,
+        test: float | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> DataSplits:
+        """The images as a data set, each of them checked once for being readable.
+
+        The arguments are those of `patchconvnet.data.datasets.load`.
+
+        Raises:
+            UserError: an image is unreadable or has no class, there are less than two classes, or a share is asked for
+                that does not fit.
+        """
+        read_heif()
+        class_names, labels = self._classes()
+        images, bad = self._images(class_names, labels, show_progress)
+        if bad:
+            raise UserError(
+                f"{len(bad)} of {len(self.labels)} images in {self.where} are not readable images: {listed(bad)}"
+            )
+        if self.splits is None:
+            found = {"all": images}
+        else:
+            splits = [self.splits[row] for row in images.rows.tolist()]
+            present = [split for split in ("train", "validation", "test") if split in splits]
+            found = {split: images.subset([i for i, its in enumerate(splits) if its == split]) for split in present}
+        return divided(found, name, self.where, validation=validation, test=test, seed=seed)
+
+    def _classes(self) -> tuple[list[str], list[int]]:
+        """The names of the classes, and of each image which of them it has."""
+        missing = [row for row, label in enumerate(self.labels) if label is None or label == ""]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(self.labels)} images in {self.where} have no class, "
+                f"such as {self.store.place(missing[0])}; give each a class, or remove it."
+            )
+        names = self.class_names or class_order({str(label) for label in self.labels})
+        if len(names) < 2:
+            raise UserError(
+                f"{self.where} has {f'one class only, {names[0]!r}' if names else 'no images'}; a classifier needs at "
+                "least two classes."
+            )
+        places = {name: place for place, name in enumerate(names)}
+        found = [_class_of(label, places, numbered=self.class_names is not None) for label in self.labels]
+        unknown = sorted({str(label) for label, place in zip(self.labels, found, strict=True) if place is None})
+        if unknown:
+            raise UserError(f"{self.where} has classes that are not among its names of classes: {listed(unknown)}.")
+        if self.splits is not None:
+            in_training = {place for place, split in zip(found, self.splits, strict=True) if split == "train"}
+            lacking = sorted({names[place] for place in found if place is not None and place not in in_training})
+            if in_training and lacking and self.class_names is None:
+                raise UserError(f"{self.where} has classes that its training images lack: {listed(lacking)}.")
+        return [class_name(name) for name in names], [place for place in found if place is not None]
+
+    def _images(self, class_names: list[str], labels: list[int], show_progress: bool) -> tuple[ImageRecords, list[str]]:
+        """All readable images in the order of a folder, and where the others are."""
+        rows = torch.arange(len(labels))
+        unnamed = ImageRecords(self.store, rows, [""] * len(labels), torch.tensor(labels), class_names)
+
+        def digest(row: int) -> str | None:
+            return content_digest(unnamed.encoded(row)) if is_readable(unnamed, row) else None
+
+        digests = in_threads(digest, range(len(labels)), "Checking images", show_progress)
+        good = [row for row, found in enumerate(digests) if found is not None]
+        names = {row: name_of(self.paths[row], class_names[labels[row]], digests[row] or "") for row in good}
+        # by the digest where two are called alike, so that the source's own order never counts
+        order = sorted(good, key=lambda row: (labels[row], names[row].split("/"), digests[row]))
+        images = ImageRecords(
+            self.store,
+            rows[order],
+            [names[row] for row in order],
+            torch.tensor(labels, dtype=torch.int64)[order],
+            class_names,
+            [digests[row] or "" for row in order],
+        )
+        return images, [self.store.place(row) for row, found in enumerate(digests) if found is None]
+
+
+def name_of(path: str | None, class_name: str, digest: str) -> str:
+    """What an image is called: its path from its class's folder on, or its class and file name, or its digest.
+
+    Args:
+        path: whatever the source calls it; a file, a URL, a member of an archive; None or empty if it has no name.
+        class_name: of its class.
+        digest: of its content.
+    """
+    if not path:
+        return f"{class_name}/{digest[:32]}"
+    parts = [part for part in re.split(r"[/\\]+|::", path) if part not in ("", ".")]
+    folders = parts[:-1]
+    if class_name in folders:
+        return "/".join(parts[len(folders) - 1 - folders[::-1].index(class_name) :])
+    return f"{class_name}/{parts[-1]}"
+
+
+def class_order(labels: Iterable[str]) -> list[str]:
+    """Classes in the order of their names, as folders have it; in that of their numbers if all of them are numbers."""
+    labels = set(labels)
+    if all(re.fullmatch(r"\d{1,9}", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
+
+
+def split_of(word: str, where: str) -> SplitName:
+    """The split that a source's word means.
+
+    Raises:
+        UserError: none.
+    """
+    split = SPLIT_NAMES.get(word.lower())
+    if split is None:
+        raise UserError(f"{where} has the split {word!r}; known: {', '.join(SPLIT_NAMES)}.")
+    return split
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The names of classes in a file, one a line.
+
+    Raises:
+        UserError: it cannot be read, or names one twice.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the names of classes in {path} cannot be read: {error}") from error
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path} names the class {twice[0]!r} twice.")
+    return names
+
+
+def _class_of(label: str | int | None, places: dict[str, int], *, numbered: bool) -> int | None:
+    """Where a label is among the classes; a number counts from the first of them where the source names them."""
+    if str(label) in places:
+        return places[str(label)]
+    if numbered and re.fullmatch(r"\d{1,9}", str(label)) and int(str(label)) < len(places):
+        return int(str(label))
+    return None

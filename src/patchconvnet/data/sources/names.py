@@ -1,0 +1,76 @@
+"""A source's name: `KIND:PLACE?option=value&option=value`, such as `csv:pets.csv?label=breed`."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from patchconvnet.errors import UserError
+
+# what each kind may be told, and what that says
+COLUMNS = {
+    "image": "the column with the images: paths, or their bytes",
+    "label": "the column with the classes",
+    "name": "the column with the images' names",
+    "split": "the column that says train, validation or test",
+    "classes": "a file with the names of the classes, one a line; numbers among the labels count from its first",
+}
+OPTIONS: dict[str, dict[str, str]] = {
+    "csv": COLUMNS,
+    "parquet": COLUMNS,
+    "hf": COLUMNS,
+}
+PLACES = {"csv": "FILE", "parquet": "FILE", "hf": "NAME"}
+
+
+class SourceName(NamedTuple):
+    """A name, taken apart.
+
+    Attributes:
+        kind: one of `OPTIONS`.
+        place: the rest of it without its options.
+        options: what it says besides.
+    """
+
+    kind: str
+    place: str
+    options: Mapping[str, str]
+
+    def path(self, root: str | os.PathLike[str] | None) -> Path:
+        """The place as a file or folder; a relative one from `root` where that is given."""
+        return Path(os.path.expanduser(Path(root or "", self.place)))
+
+
+def is_source(name: str) -> bool:
+    """Whether a data set's name is that of a source."""
+    return name.partition(":")[0] in OPTIONS and ":" in name
+
+
+def parsed(name: str) -> SourceName:
+    """A source's name, taken apart.
+
+    Raises:
+        UserError: it names no place, or an option that there is not.
+    """
+    kind, _, rest = name.partition(":")
+    place, options = rest, {}
+    if found := re.fullmatch(r"(.*?)\?(\w+=[^&]*(?:&\w+=[^&]*)*)", rest, re.DOTALL):  # else it is part of a pattern
+        place = found[1]
+        for word in found[2].split("&"):
+            key, _, value = word.partition("=")
+            if key not in OPTIONS[kind]:
+                known = "; ".join(f"{option}: {meaning}" for option, meaning in OPTIONS[kind].items())
+                raise UserError(f"{kind}: has no option {key!r}; it has {known}.")
+            options[key] = unquote(value)
+    if not place:
+        raise UserError(f"data set {name!r} names no {PLACES[kind].lower()}; give {kind}:{PLACES[kind]}.")
+    if "\0" in name:
+        raise UserError(f"there is no {PLACES[kind].lower()} {place!r}.")
+    return SourceName(kind, place, options)
+
+
+def missing_package(kind: str, error: ImportError) -> UserError:
+    """For a source whose reader is not installed."""
+    return UserError(f"{kind}: needs the package {error.name}: pip install 'patchconvnet[data]'")

@@ -1,0 +1,38 @@
+"""One set of images for every source."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forms import CLASSES
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`datasets` keeps what it converted; not in the user's home."""
+    datasets = pytest.importorskip("datasets", reason="the data extra is not installed")
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder a class; photographs of several kinds, modes and shapes."""
+    root = tmp_path_factory.mktemp("pets") / "pets"
+    generator = np.random.default_rng(0)
+    for name, count in CLASSES.items():
+        for i in range(count):
+            path = root / name / f"{name[0]}{i:02}.{('jpg', 'png', 'bmp')[i % 3]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8)
+            Image.fromarray(pixels).convert("L" if i % 4 == 3 else "RGB").save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shuffled(folder: Path) -> list[tuple[Path, str]]:
+    """The files and their classes, in no order that a folder would have."""
+    files = [(path, path.relative_to(folder).parts[0]) for path in folder.rglob("*.*")]
+    random.Random(3).shuffle(files)
+    return files
