@@ -13,6 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import ablations  # noqa: E402
 import accuracy  # noqa: E402
+import bulk  # noqa: E402
 import deployed  # noqa: E402
 import run_all  # noqa: E402
 
@@ -41,6 +42,11 @@ def test_the_ablation_tables_are_the_stored_results() -> None:
 def test_the_table_of_exported_files_is_the_stored_results() -> None:
     stored = json.loads(deployed.RESULTS.read_text())
     assert between("exporting.md", deployed.BEGIN, deployed.END) == deployed.table(stored)
+
+
+def test_the_tables_of_bulk_predictions_are_the_stored_results() -> None:
+    stored = json.loads(bulk.RESULTS.read_text())
+    assert between("bulk.md", bulk.BEGIN, bulk.END) == bulk.tables(stored)
 
 
 def test_an_ablation_table_starts_with_the_recipe() -> None:
