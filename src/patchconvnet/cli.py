@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "answer over HTTP, with maps and a page",
     "audit": "measure how faithful a model's maps are, beside the usual methods",
     "export": "write a model with its maps as a file that runs without PyTorch",
+    "shard": "write a data set as tar files, to train from",
     "models": "list the variants and their published weights",
 }
 HELP = f"""usage: patchconvnet COMMAND [options]

@@ -112,6 +112,36 @@ def _data() -> list[Case]:
                 ("tiny", 2, "each class must keep one"),
             )
         ),
+        *(
+            Case("data", [*evaluate, name], (2,), said)
+            for name, said in (
+                ("csv:", "names no file"),
+                ("csv:absent.csv", "there is no file"),
+                ("csv:data/flat", "is not a file"),
+                ("csv:images/random.png", "images/random.png"),
+                ("csv:nul\0.csv", "there is no file"),
+                ("parquet:images/text.jpg", "cannot be read as Parquet"),
+                ("parquet:data/flat", "no Parquet files in"),
+                ("hf:absent/none/at/all", "cannot be loaded"),
+                ("wds:absent-{0..2}.tar", "there is no tar file"),
+                ("wds:{0..2.tar", "braces"),
+                ("wds:images/text.jpg", "is cut off, damaged or no tar file"),
+                ("wds:http://127.0.0.1:9/a.tar", "after 6 attempts in vain"),
+                ("wds:x.tar?lable=y", "has no option 'lable'"),
+            )
+        ),
+        *(
+            Case("data", ["shard", *words], (2,), said)
+            for words, said in (
+                (["--data", "folder:data/flat"], "required: --out"),
+                (["--data", "folder:absent", "--out", "new"], "there is no folder"),
+                (["--data", "folder:data/flat", "--out", "data"], "not an empty folder"),
+                (["--data", "folder:data/flat", "--out", "a_file/x"], "cannot write"),
+                (["--data", "folder:data/flat", "--out", "new", "--workers", "0"], "workers is 0"),
+                (["--data", "folder:data/flat", "--out", "new", "--resize=-1"], "resize is -1"),
+                (["--data", "folder:data/flat", "--out", "new", "--images-per-shard", "0"], "images_per_shard is 0"),
+            )
+        ),
         Case("data", [*evaluate, "folder:"], (2,), "names no folder"),
         Case("data", [*evaluate, "folder:~nobody_here/x"], (2,), "there is no folder"),
         Case("data", [*evaluate, "folder:data/nul\0"], (2,), "folder"),

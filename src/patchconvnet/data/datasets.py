@@ -15,6 +15,7 @@ from patchconvnet.data.labelled_images import Images
 from patchconvnet.data.sources.listing import Listing
 from patchconvnet.data.sources.names import PLACES, is_source, parsed
 from patchconvnet.data.sources.tables import read_csv, read_parquet
+from patchconvnet.data.sources.tars import read_tars
 from patchconvnet.data.splits import DataSplits, set_aside_count, stratified_split
 from patchconvnet.errors import UserError
 
@@ -93,6 +94,8 @@ def open_listing(name: str, root: str | os.PathLike[str] | None = None) -> Listi
         return read_csv(source, root)
     if source.kind == "parquet":
         return read_parquet(source, root)
+    if source.kind == "wds":
+        return read_tars(source, root)
     from patchconvnet.data.sources.huggingface import read_hf
 
     return read_hf(source, root)

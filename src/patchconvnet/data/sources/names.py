@@ -21,8 +21,13 @@ OPTIONS: dict[str, dict[str, str]] = {
     "csv": COLUMNS,
     "parquet": COLUMNS,
     "hf": COLUMNS,
+    "wds": {
+        "label": "the field of each sample's .json with its class",
+        "classes": COLUMNS["classes"],
+        "verify": "yes: compare the files of patchconvnet shard with their checksums",
+    },
 }
-PLACES = {"csv": "FILE", "parquet": "FILE", "hf": "NAME"}
+PLACES = {"csv": "FILE", "parquet": "FILE", "hf": "NAME", "wds": "PATTERN"}
 
 
 class SourceName(NamedTuple):

@@ -1,0 +1,185 @@
+"""Tar files: of webdataset's own writer, on the disk and from a server that breaks off; cut ones; those we write."""
+
+import http.server
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forms import Files
+from PIL import Image
+from test_sources import assert_same, refuses
+
+from patchconvnet.data.datasets import load
+from patchconvnet.data.sources import fetching
+from patchconvnet.data.sources.shards import write_shards
+
+wds = pytest.importorskip("webdataset", reason="webdataset is not installed")
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves files with ranges; sends at most `most` bytes an answer, and nothing while `down` is above 0."""
+
+    most, down = 10**9, 0
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        kind.asked.append(self.headers.get("Range", ""))
+        if kind.down:
+            kind.down -= 1
+            self.connection.close()
+            return
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.end_headers()
+        self.wfile.write(content[begin:][: kind.most])
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
+    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
+    handler = type("Handler", (Server,), {"asked": []})
+    folder = str(tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: handler(*given, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()
+        thread.join()
+
+
+def write_tars(out: Path, files: Files) -> None:
+    out.mkdir()
+    for number in range(3):
+        with wds.TarWriter(str(out / f"pets-{number:03}.tar")) as archive:
+            for path, name in files[number::3]:
+                archive.write(
+                    {"__key__": f"{name}/{path.stem}", path.suffix[1:]: path.read_bytes(), "cls": name.encode()}
+                )
+
+
+def test_tars_of_webdataset_give_the_data_set_of_the_folder(folder: Path, shuffled: Files, tmp_path: Path) -> None:
+    write_tars(tmp_path / "tars", shuffled)
+    expected = load(f"folder:{folder}", validation=6, test=0.2, seed=5)
+    for place in (f"{tmp_path}/tars/pets-{{000..002}}.tar", f"{tmp_path}/tars"):
+        assert_same(load(f"wds:{place}", validation=6, test=0.2, seed=5), expected)
+
+
+def test_tars_of_a_server_that_breaks_off_and_comes_back(
+    folder: Path, shuffled: Files, tmp_path: Path, served: tuple[str, type[Server]]
+) -> None:
+    url, server = served
+    write_tars(tmp_path / "tars", shuffled)
+    server.most, server.down = 30_000, 2
+    name = f"wds:{url}/tars/pets-{{000..002}}.tar"
+    found = load(name, root=tmp_path / "cache")
+    assert_same(found, load(f"folder:{folder}"))
+    assert any(asked == "bytes=30000-" for asked in server.asked)  # it went on where it had stopped
+    count = len(server.asked)
+    load(name, root=tmp_path / "cache")
+    assert len(server.asked) == count  # all was there
+
+
+def test_a_server_that_stays_away_is_named_in_the_end(tmp_path: Path, served: tuple[str, type[Server]]) -> None:
+    url, server = served
+    server.down = 100
+    refuses(f"wds:{url}/a.tar", f"{url}/a.tar cannot be fetched, after 6 attempts in vain", root=tmp_path / "cache")
+    assert len(server.asked) == fetching.ATTEMPTS
+    server.down = 0
+    refuses(f"wds:{url}/a.tar", "404", root=tmp_path / "cache")
+
+
+def test_cut_and_damaged_ones_are_named(shuffled: Files, tmp_path: Path) -> None:
+    write_tars(tmp_path / "tars", shuffled)
+    path = tmp_path / "tars" / "pets-001.tar"
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, len(whole) // 2 // 512 * 512, 700):
+        path.write_bytes(whole[:length])
+        refuses(f"wds:{tmp_path}/tars", "pets-001.tar is cut off")
+    path.write_bytes(b"no tar file" * 100)
+    refuses(f"wds:{tmp_path}/tars", "pets-001.tar is cut off, damaged or no tar file")
+    refuses(f"wds:{tmp_path}/none-{{0..3}}.tar", "there is no tar file", "none-0.tar")
+    refuses(f"wds:{tmp_path}/tars?verify=perhaps", "it can be yes or no")
+
+
+def test_a_sample_without_its_image_is_named(shuffled: Files, tmp_path: Path) -> None:
+    with wds.TarWriter(str(tmp_path / "a.tar")) as archive:
+        for i, (path, name) in enumerate(shuffled):
+            sample = {"__key__": f"{i:03}", "cls": name.encode()}
+            archive.write(sample | ({path.suffix[1:]: path.read_bytes()} if i != 4 else {}))
+    refuses(f"wds:{tmp_path}/a.tar", "1 of 34 images", "a.tar::004")
+
+
+def test_shards_give_the_data_set_of_the_folder(folder: Path, shuffled: Files, tmp_path: Path) -> None:
+    write_shards(f"folder:{folder}", tmp_path / "shards", images_per_shard=10)
+    expected = load(f"folder:{folder}", validation=6, test=0.2, seed=5)
+    assert_same(load(f"wds:{tmp_path / 'shards'}", validation=6, test=0.2, seed=5), expected)
+    for i, (path, name) in enumerate(sorted(shuffled)):
+        copy = tmp_path / "tree" / ("train", "train", "val", "test")[i % 4] / name / "young.ones" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    write_shards(f"folder:{tmp_path / 'tree'}", tmp_path / "own")
+    assert_same(load(f"wds:{tmp_path / 'own'}"), load(f"folder:{tmp_path / 'tree'}"))
+
+
+def test_shards_are_resized_once_and_checked(folder: Path, tmp_path: Path) -> None:
+    write_shards(f"folder:{folder}", tmp_path / "small", resize=12, images_per_shard=20)
+    every = load(f"wds:{tmp_path / 'small'}?verify=yes").require("all")
+    assert {min(every.image(i).size) for i in range(len(every))} == {12}
+    refuses(f"wds:{tmp_path / 'small' / 'all-00007.tar'}", "there is no tar file")
+    path = tmp_path / "small" / "all-00001.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    refuses(f"wds:{tmp_path / 'small'}?verify=yes", "all-00001.tar", "another size or checksum")
+    path.write_bytes(content[:-512])
+    refuses(f"wds:{tmp_path / 'small'}", "all-00001.tar", "another size or checksum")
+    refuses_to_write(folder, tmp_path / "small", "other images or of other options", resize=13)
+    refuses_to_write(folder, tmp_path, "not an empty folder")
+    refuses_to_write(folder, tmp_path / "x", "workers is 0", workers=0)
+    refuses_to_write(folder, tmp_path / "x", "resize is 0", resize=0)
+
+
+def refuses_to_write(folder: Path, out: Path, said: str, **options: int) -> None:
+    with pytest.raises(ValueError, match=said):
+        write_shards(f"folder:{folder}", out, **options)
+
+
+def test_a_killed_writing_goes_on(tmp_path: Path) -> None:
+    for i in range(240):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((200, 200), 80).save(path)
+    command = [
+        sys.executable, "-m", "patchconvnet", "shard", "--data", f"folder:{tmp_path / 'images'}",
+        "--out", str(tmp_path / "shards"), "--images-per-shard", "2", "--resize", "150",
+    ]  # fmt: skip
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "shards").glob("*.tar"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    assert 5 <= len(shards) < 120
+    refuses(f"wds:{tmp_path / 'shards'}", "is not finished; run the same patchconvnet shard again")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "240 images in 120 tar files" in done.stdout
+    kept = [path for path, written in shards.items() if path.stat().st_mtime_ns == written]
+    assert len(kept) >= len(shards) - 2  # but those whose record was not written yet
+    data = load(f"wds:{tmp_path / 'shards'}?verify=yes")
+    expected = load(f"folder:{tmp_path / 'images'}")
+    assert data.fingerprint()["all images"] == expected.fingerprint()["all images"]
