@@ -4,8 +4,7 @@
 
 Audits the networks that `benchmarks/pretrained.py` trained, wherever it has: recipes `probe` and `finetune`, and the
 twin of the latter with average pooling, whose evidence is the CAM of Zhou et al. 2016 (arXiv 1512.04150). Pets: their
-test photographs, with outlines. Tiny ImageNet: those of its validation images whose box covers at most half of the
-image, by the model `imagenet` as it comes, whose pooling is the average, so that evidence and CAM are one map there.
+test photographs, with outlines. Tiny ImageNet: those of the test images whose box covers at most half of the image.
 Maps are those of the true class. Resumable; writes docs/benchmarks/on_object.json and prints its tables. Needs pyarrow
 and the extras `imagenet` and `audit`.
 """
@@ -48,37 +47,35 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limit", type=int, default=100, help="images of each data set")
     parser.add_argument("--removal", action="store_true", help="measure deletion and insertion too")
-    parser.add_argument("--only", nargs="+", choices=["pets2", "pets3", "tiny"], default=["pets2", "pets3", "tiny"])
+    parser.add_argument("--only", nargs="+", choices=list(pretrained.DATA), default=list(pretrained.DATA))
     a = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     measures = [*PLACE, *(REMOVAL if a.removal else [])]
     for data in a.only:
-        if data == "tiny":
-            if a.tiny is None:
-                print("tiny: left out, no file of it was given")
-                continue
-            images, boxes = unpacked_tiny(a.tiny, a.out / "tiny")
+        source = a.tiny if data.startswith("tiny") else a.pets
+        if source is None:
+            print(f"{data}: left out, no file of it was given")
+            continue
+        if data.startswith("tiny"):
+            images, boxes = boxed(source, a.out)
             annotated = ["--boxes", str(boxes)]
-            found = {
-                "imagenet": [audit("imagenet", images, annotated, METHODS, measures, a.out / "tiny-imagenet", a.limit)]
-            }
         else:
-            images = pretrained.unpacked(data, a.pets, a.out)
-            annotated = ["--masks", str(flat_masks(a.pets, a.out))]
-            found = {}
-            for name in ("probe", *TWINS, *TWINS.values()):
-                for seed in range(a.seeds):
-                    run = a.runs / f"{data}-{name}-{seed}"
-                    if not is_finished(run):
-                        print(f"{data}: there is no finished training in {run}")
-                        continue
-                    methods = ["evidence"] if name in TWINS.values() else METHODS
-                    out = a.out / f"audit-{data}-{name.replace(', ', ' ').replace(' ', '_')}-{seed}"
-                    report = audit(str(run / "best"), images, annotated, methods, measures, out, a.limit)
-                    found.setdefault(name, []).append(report)
+            images = pretrained.unpacked(data, source, a.out)
+            annotated = ["--masks", str(flat_masks(source, a.out))]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in ("probe", *TWINS, *TWINS.values()):
+            for seed in range(a.seeds):
+                run = a.runs / f"{data}-{name}-{seed}"
+                if not is_finished(run):
+                    print(f"{data}: there is no finished training in {run}")
+                    continue
+                methods = ["evidence"] if name in TWINS.values() else METHODS
+                out = a.out / f"audit-{data}-{name.replace(', ', ' ').replace(' ', '_')}-{seed}"
+                report = audit(str(run / "best"), images, annotated, methods, measures, out, a.limit)
+                found.setdefault(name, []).append(report)
         results[data] = found
         RESULTS.write_text(json.dumps({**results, "setup": setup()}, indent=1) + "\n")
-    for data in ("pets2", "pets3", "tiny"):
+    for data in pretrained.DATA:
         for name, reports in results.get(data, {}).items():
             if name not in TWINS.values():
                 print(f"\n{data}, {name}, {reports[0]['images']} images, {len(reports)} seeds\n")
@@ -131,29 +128,24 @@ def flat_masks(pets: Path, out: Path) -> Path:
     return folder
 
 
-def unpacked_tiny(source: Path, out: Path) -> tuple[Path, Path]:
-    """Images as test/class/number.jpg under ImageNet's names, and a table of their boxes."""
+def boxed(source: Path, out: Path) -> tuple[Path, Path]:
+    """Tiny ImageNet's test images with small boxes, as test/class/number.jpg, and a table of their boxes."""
     import pyarrow.parquet
-    from timm.data import ImageNetInfo
 
-    from patchconvnet.models.labels import imagenet_class_names
-
-    names = dict(zip(ImageNetInfo().label_names(), imagenet_class_names(), strict=True))
-    images, boxes = out / "images", out / "boxes.csv"
+    images, boxes = out / "tiny" / "images", out / "tiny" / "boxes.csv"
     if boxes.exists():
         return images, boxes
-    rows = []
-    for i, row in enumerate(pyarrow.parquet.read_table(source).to_pylist()):
-        x0, y0, x1, y1 = row["box"]
+    rows = pyarrow.parquet.read_table(source).to_pylist()
+    found = []
+    for split, name, label, content in pretrained.tiny(rows):
+        x0, y0, x1, y1 = rows[int(name)]["box"]
         x1, y1 = x1 + 1, y1 + 1  # corners are included
-        if (x1 - x0) * (y1 - y0) > 64 * 64 / 2:
-            continue
-        folder = images / "test" / names[row["wnid"]].replace("/", " ")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i:05}.jpg").write_bytes(row["image"]["bytes"])
-        rows.append((f"{i:05}.jpg", x0, y0, x1, y1))
+        if split == "test" and (x1 - x0) * (y1 - y0) <= 64 * 64 / 2:
+            (images / "test" / label).mkdir(parents=True, exist_ok=True)
+            (images / "test" / label / f"{name}.jpg").write_bytes(content)
+            found.append((f"{name}.jpg", x0, y0, x1, y1))
     with boxes.open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "x0", "y0", "x1", "y1"), *rows])
+        csv.writer(file).writerows([("image", "x0", "y0", "x1", "y1"), *found])
     return images, boxes
 
 
@@ -186,7 +178,7 @@ def gaps(results: dict[str, Any]) -> str:
     rows = ["| data | network | map | energy | less Grad-CAM | less the twin's CAM | MaxBoxAccV2 less the twin's |"]
     rows.append("|---" * 7 + "|")
     for data, found in results.items():
-        for network in (n for n in found if n in ("probe", *TWINS, "imagenet")):
+        for network in (n for n in found if n in ("probe", *TWINS)):
             twins = found.get(TWINS.get(network))
             for name in ("evidence", "contrast"):
                 ours = [report["methods"][name] for report in found[network]]
