@@ -260,6 +260,13 @@ def test_randaugment_is_timms() -> None:
     assert changed > COUNT / 2
 
 
+@pytest.mark.parametrize("config", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1", "rand-m0", "rand-m2-n4"])
+def test_randaugment_at_any_magnitude(config: str) -> None:
+    """Where timm would keep no bit of a colour, which Pillow refuses."""
+    for seed in range(20):
+        augmented(AugmentationConfig(randaugment=config), random_images(), seed=seed)
+
+
 @pytest.mark.parametrize("count", [24, 25])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_mixup_mixes_neighbours_and_their_labels_alike(count: int, smoothing: float) -> None:

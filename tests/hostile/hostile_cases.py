@@ -409,6 +409,8 @@ def _options() -> list[Case]:
         Case("options", [*small, "--out", "a_file"], (2,), "a_file is a file"),
         Case("options", [*small, "--out", "data"], (2,), "data"),
         Case("options", [*small, "--out", "a_file/x"], (2,), "cannot write"),
+        Case("options", [*small, "--checkpoint-every", "sometimes"], (2,), "give a time such as 10min, 90s or 2h"),
+        Case("options", [*small, "--checkpoint_every", "0 steps"], (2,), "checkpoint_every is '0 steps'"),
         Case("options", [*small, "--resume"], (2,), "nothing to resume"),
         Case("options", [*small, "--resume", "maybe"], (2,), "maybe"),
         Case("options", [*small, "--resume", "--out", "absent"], (2,), "nothing to resume"),

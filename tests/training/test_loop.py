@@ -577,6 +577,7 @@ def test_a_damaged_checkpoint_is_said_so(whole_run: Path, tmp_path: Path) -> Non
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)
     file = folder / "checkpoints" / "last.ckpt"
+    file.with_name("previous.ckpt").unlink()
     for content in (file.read_bytes()[:5000], b"", b"not a checkpoint"):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
@@ -588,6 +589,7 @@ def test_leftovers_of_killed_writers_are_removed(whole_run: Path, tmp_path: Path
     shutil.copytree(whole_run, folder)
     names = [
         "checkpoints/.last.ckpt.part",
+        "checkpoints/.previous.ckpt.part",
         ".metrics.csv.part",
         "best/.model.safetensors.part",
         "best/.config.json.part",

@@ -39,7 +39,7 @@ def test_a_finished_one_stays_finished(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_its_images_are_compared_with_todays(folder: Path) -> None:
     recipe = read_recipe(folder / "recipe.yaml")
-    before, now = RunFolder(folder).load_checkpoint()["data"], load_data(recipe).fingerprint()
+    before, now = RunFolder(folder).load_checkpoint()[1]["data"], load_data(recipe).fingerprint()
     assert {name: now[name] for name in before} == before
     state = checkpoint(folder)
     state["data"]["train pictures"] = "397 of others"

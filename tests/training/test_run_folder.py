@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_runs import MICRO, checkpoint, kept, micro, rows, run
+from small_runs import MICRO, assert_same_weights, checkpoint, kept, micro, rows, run, untimed
 
 from patchconvnet.data import datasets
 from patchconvnet.errors import UserError
@@ -37,7 +37,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    """The run, with its last checkpoint alone."""
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    (copy / "checkpoints" / "previous.ckpt").unlink()
+    return copy
 
 
 # One training at a time
@@ -118,6 +121,60 @@ def test_a_flipped_bit_in_the_checkpoint_is_noticed(folder: Path) -> None:
     flip_a_bit_of_the_weights(folder / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=r"last\.ckpt is damaged \(the checksum of .*; begin a new run"):
         run(MICRO, folder, resume="yes")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_checkpoint_is_followed_by_the_one_before(damage: str, tmp_path: Path) -> None:
+    """And the good one is not given up for the damaged one when the next is written."""
+    recipe = micro(checkpoint_every="4 steps")  # so that the one before is of the middle of the last epoch
+    whole = run(recipe, tmp_path / "whole")
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    assert torch.load(previous, weights_only=True)["part"]["images"] == 4 * 64
+    if damage == "flipped":
+        flip_a_bit_of_the_weights(last)
+    else:
+        last.unlink()
+    before = previous.read_bytes()
+    opened = RunFolder(folder)
+    opened.open(recipe, "yes")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(.*\); going on from the one before it, .*previous"):
+        _, state = opened.load_checkpoint()
+    opened.save_checkpoint(state)
+    assert previous.read_bytes() == before
+    opened.close()
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        run(recipe, folder, resume="yes")
+    assert_same_weights(checkpoint(folder)["model"], checkpoint(whole)["model"])
+    assert_same_weights(kept(folder), kept(whole))
+    assert untimed(folder) == untimed(whole)
+
+
+def test_both_checkpoints_damaged(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("last", "previous"):
+        flip_a_bit_of_the_weights(folder / "checkpoints" / f"{name}.ckpt")
+    with pytest.raises(
+        UserError, match=r"last\.ckpt is damaged .*, and .*previous\.ckpt is damaged .*; begin a new run"
+    ):
+        run(MICRO, folder, resume="yes")
+
+
+def test_times_of_files_and_of_the_clock_decide_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(micro(epochs=2), tmp_path / "whole")
+    folder = run(micro(epochs=1), tmp_path / "run")
+    previous = shutil.copy(finished / "checkpoints" / "last.ckpt", folder / "checkpoints" / "previous.ckpt")
+    os.utime(folder / "checkpoints" / "last.ckpt", (0, 0))  # the newest is the oldest by its time
+    os.utime(previous, (4e9, 4e9))
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 20 * 365 * 86400)  # the clock is set back by 20 years
+    run(micro(epochs=2), folder, resume="yes")
+    assert [row["epoch"] for row in rows(folder)] == ["1", "2"]
+    assert checkpoint(folder)["epoch"] == checkpoint(whole)["epoch"] == 2
+    assert float(rows(folder)[1]["seconds"]) > float(rows(folder)[0]["seconds"])
 
 
 @pytest.mark.parametrize(

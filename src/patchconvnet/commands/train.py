@@ -43,7 +43,7 @@ def train(
     Args:
         recipe: everything that decides the training.
         out: run folder; runs/RECIPE-DATE if not given.
-        resume: continue the run in --out after its last finished epoch; auto starts one if there is none yet.
+        resume: continue the run in --out from its last checkpoint; auto starts one if there is none yet.
         device: cpu, cuda, mps or auto.
         device_count: devices to use on each machine; 1, or as many as torchrun starts processes.
         nodes: machines; run the same command on each under torchrun.
@@ -54,14 +54,21 @@ def train(
 
     from patchconvnet.training.launch import Hardware
     from patchconvnet.training.loop import train as run_training
+    from patchconvnet.training.termination import EXIT_CODE, Terminated
+
+    def say(what: str) -> None:
+        if rank_zero_only.rank == 0:
+            again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
+            print(f"\npatchconvnet: {what}; continue with: {again}", file=sys.stderr)
 
     try:
         run_training(recipe, out, resume=resume, hardware=Hardware(device, device_count, nodes, strategy, threads))
     except KeyboardInterrupt:
-        if rank_zero_only.rank == 0:
-            again = f"patchconvnet train --resume auto --out {shlex.quote(str(out))}"
-            print(f"\npatchconvnet: interrupted; continue with: {again}", file=sys.stderr)
+        say("interrupted")
         return 130
+    except Terminated:
+        say("ended by SIGTERM")
+        return EXIT_CODE
     return 0
 
 
@@ -70,7 +77,7 @@ def run(words: Sequence[str]) -> int:
     parser = recipe_parser(CommandLine, function=train)
     parser.add_argument(
         "--resume", nargs="?", const="yes", default="no", choices=["no", "yes", "auto"],
-        help="continue the run in --out after its last finished epoch; auto: start one if there is none yet",
+        help="continue the run in --out from its last checkpoint; auto: start one if there is none yet",
     )  # fmt: skip
     parser.add_argument("--out", type=Path | None, default=None, help="run folder; runs/RECIPE-DATE if not given")
     parser.add_function_arguments(train, skip={"recipe", "out", "resume"}, as_group=False)

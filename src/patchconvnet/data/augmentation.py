@@ -9,9 +9,9 @@ process and many see the same images. Reflected crop, alternating flip and cutou
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -386,11 +386,20 @@ def _rand_augment(config: str, preprocessing: Preprocessing):  # type: ignore[no
     mean = tuple(round(255 * value) for value in preprocessing.mean)
     hparams = {"translate_const": int(min(preprocessing.size) * 0.45), "img_mean": mean}
     try:
-        return rand_augment_transform(config, hparams)
+        transform = rand_augment_transform(config, hparams)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
             f"augmentation randaugment is {config!r}, which timm does not know; write it like 'rand-m9-mstd0.5-inc1'."
         ) from error
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = _at_least_one_bit(operation.level_fn)
+    return transform
+
+
+def _at_least_one_bit(bits: Callable[[float, Any], tuple[int]]) -> Callable[[float, Any], tuple[int]]:
+    """At some magnitudes timm keeps 0 bits of a colour, a black image, which Pillow refuses from version 12 on."""
+    return lambda magnitude, options: (max(bits(magnitude, options)[0], 1),)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class EpochBatches:
         return islice(self.epoch(self.recipe.epochs, patch, plain), batches)
 
     def epoch(
-        self, epoch: int, patch: int, augmentation: Augmentation | None = None
+        self, epoch: int, patch: int, augmentation: Augmentation | None = None, *, first_step: int = 0
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This process's (images, labels, targets), part after part of every batch.
 
@@ -66,6 +66,7 @@ class EpochBatches:
             epoch: counted from 0.
             patch: the network's patch side, of which smaller images in the first epochs are multiples.
             augmentation: instead of the recipe's.
+            first_step: the steps before it are left out.
         """
         augmentation = augmentation or self.augmentation
         recipe, seed = self.recipe, self.recipe.seed
@@ -80,7 +81,8 @@ class EpochBatches:
         global_batches = order[: self.steps * self.batch_size].split(self.batch_size)
         size = recipe.progressive.size(recipe.preprocessing.size, patch, epoch, recipe.epochs)
         places = [indices[part] for indices in global_batches for part in slices]
-        for i, (images, labels) in enumerate(self.source(places)):
+        first = first_step * accumulate
+        for i, (images, labels) in enumerate(self.source(places[first:]), first):
             step, part = divmod(i, accumulate)
             # every part of a global batch draws the same random numbers and takes its own
             generator = torch.Generator().manual_seed(mix(seed, epoch, step))

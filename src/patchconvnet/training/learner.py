@@ -117,8 +117,9 @@ class Learner:
             sharding.gather(self.plain, self.whole)
 
     def is_finite(self) -> bool:
-        """Whether all weights and statistics of `whole` are finite numbers."""
-        return all(bool(value.isfinite().all()) for value in self.whole.state_dict().values())
+        """Whether all weights and statistics are finite numbers; where weights are divided, this process's part."""
+        values = [value for module in {self.plain, self.whole} for value in module.state_dict().values()]
+        return all(bool(getattr(value, "to_local", lambda v=value: v)().isfinite().all()) for value in values)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of weights and optimizer; in the first process only where weights are divided."""

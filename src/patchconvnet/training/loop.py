@@ -2,7 +2,7 @@
 
 A `Run` has the parts: images from `EpochBatches`, weights moved by a `Learner`, the best model as a `KeptModel`.
 `resuming` continues from a checkpoint, `finishing` calibrates and tests what is kept. Lightning Fabric moves
-all of it over devices and nodes.
+all of it over devices and nodes. A checkpoint is written after every epoch, and within long ones in the background.
 """
 
 import time
@@ -16,6 +16,8 @@ from patchconvnet.errors import UserError
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import ThreadCount, Threads
 from patchconvnet.training.announcement import announcement, results
+from patchconvnet.training.checkpoint_interval import CheckpointClock, CheckpointInterval
+from patchconvnet.training.checkpoint_writer import CheckpointWriter
 from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.epoch_batches import mix
 from patchconvnet.training.finishing import finish
@@ -25,7 +27,8 @@ from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.resuming import resume as resume_run
 from patchconvnet.training.run import Run
-from patchconvnet.training.run_folder import Resume, RunFolder
+from patchconvnet.training.run_folder import EpochPart, Resume, RunFolder
+from patchconvnet.training.termination import Terminated, Termination
 
 REFRESH_SECONDS = 0.25  # between two readings of the running loss, which on a GPU wait for it
 CHECK_STEPS = 20  # between two checks that the loss is still a number
@@ -48,6 +51,7 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
     Raises:
         UserError: a mistake in the recipe, the data or the run folder; another training in the folder; a full disk; a
             loss that is not a number.
+        Terminated: SIGTERM; one process alone has written a checkpoint first.
     """
     hardware, threads = hardware or Hardware(), torch.get_num_threads()
     fabric = launch(hardware, recipe, run)
@@ -72,8 +76,20 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
 class _Loop:
     def __init__(self, run: Run):
         self.run = run
+        self.writer = CheckpointWriter(run.folder.save_checkpoint)
+        every = run.recipe.checkpoint_every
+        interval = None if every is None else CheckpointInterval.parse(every)
+        self.clock = CheckpointClock(interval, run.fabric.broadcast)
+        self.termination = Termination()
 
     def train(self, threads: ThreadCount | None) -> Path:
+        try:
+            with self.termination:
+                return self._train(threads)
+        finally:
+            self.writer.close()
+
+    def _train(self, threads: ThreadCount | None) -> Path:
         run = self.run
         resumed = resume_run(run)
         run.start_clock()
@@ -94,13 +110,11 @@ class _Loop:
         return run.folder.best
 
     def _run_epoch(self, progress: TrainingProgress) -> None:
-        run, standing, started = self.run, self.run.standing, time.perf_counter()
-        torch.manual_seed(mix(run.recipe.seed, standing.epoch, run.fabric.global_rank))  # dropout, stochastic depth
-        losses, top1, top5 = self._train_epoch(progress)
-        train_seconds = time.perf_counter() - started
+        run, standing = self.run, self.run.standing
+        losses, top1, top5, train_seconds = self._train_epoch(progress)
         run.learner.gather()
         with agreed(run.fabric):
-            self._check_weights()
+            self._check_weights(run.batches.steps - 1)
         validation = run.evaluate(run.learner.whole, "validation") if run.data.validation is not None else None
         is_best = validation is None or validation.top1 > standing.best_top1
         if is_best:
@@ -127,23 +141,41 @@ class _Loop:
             if run.first:
                 self._log(row, losses)
         standing.history.append(row)
-        standing.epoch += 1
+        standing.epoch, standing.part = standing.epoch + 1, {}
         run.count_seconds()
         self._save()  # its time belongs to the next epoch's seconds
         progress.epoch(row, is_best and validation is not None)
 
-    def _train_epoch(self, progress: TrainingProgress) -> tuple[list[float], float, float]:
-        """Train; returns the loss of every step, and top-1 and top-5 over the epoch."""
+    def _train_epoch(self, progress: TrainingProgress) -> tuple[list[float], float, float, float]:
+        """Train what is left of the epoch; returns the loss of its every step, its top-1 and top-5, and its seconds."""
         run = self.run
-        device, steps, batch_size = run.fabric.device, run.batches.steps, run.batches.batch_size
-        epoch, local = run.standing.epoch, batch_size // run.fabric.world_size
-        losses, correct = torch.zeros(steps, device=device), torch.zeros(2, device=device)
+        fabric, seed, epoch, part = run.fabric, run.recipe.seed, run.standing.epoch, EpochPart.of(run.standing)
+        steps, batch_size = run.batches.steps, run.batches.batch_size
+        first, local = part.images // batch_size, batch_size // fabric.world_size
+        losses, correct = torch.zeros(steps, device=fabric.device), torch.zeros(2, device=fabric.device)
+        losses[:first] = torch.tensor(part.losses)
         started = refreshed = time.perf_counter()
+
+        def so_far(done: int) -> EpochPart:
+            """All processes together."""
+            new = losses[first:done]
+            if fabric.world_size > 1:  # gathered: how a reduction rounds may depend on how much is reduced at once
+                new = fabric.all_gather(new).mean(0)
+            hits = fabric.all_reduce(correct.clone(), reduce_op="sum").tolist()
+            return EpochPart(
+                images=done * batch_size,
+                losses=[*part.losses, *new.tolist()],
+                correct=[before + now for before, now in zip(part.correct, hits, strict=True)],
+                seconds=part.seconds + time.perf_counter() - started,
+            )
+
         run.learner.train_mode()
-        batches = run.batches.epoch(epoch, run.learner.plain.patch_size)
+        batches = run.batches.epoch(epoch, run.learner.plain.patch_size, first_step=first)
         self.threads.begin()
-        for step in range(steps):
+        self.termination.deferred = fabric.world_size == 1
+        for step in range(first, steps):
             number = epoch * steps + step
+            torch.manual_seed(mix(seed, epoch, step, fabric.global_rank + 1))  # of dropout and stochastic depth
             losses[step], hits = run.learner.update(batches, number, run.learning_rate(number))
             correct += hits
             done = step + 1
@@ -153,11 +185,33 @@ class _Loop:
             now = time.perf_counter()
             if run.first and (now - refreshed > REFRESH_SECONDS or done == steps):
                 refreshed = now
-                loss_so_far, top1_so_far = losses[:done].mean().item(), correct[0].item() / (local * done)
-                progress.step(epoch, done, loss_so_far, top1_so_far, batch_size * done / (now - started))
-        losses = run.fabric.all_reduce(losses, reduce_op="mean")
-        top1, top5 = run.fabric.all_reduce(correct, reduce_op="sum").tolist()
-        return losses.tolist(), top1 / (steps * batch_size), top5 / (steps * batch_size)
+                new = done - first
+                loss_so_far, top1_so_far = losses[:done].mean().item(), correct[0].item() / (local * new)
+                progress.step(epoch, done, loss_so_far, top1_so_far, batch_size * new / (now - started))
+            if done < steps and (self.clock.is_due(done) or self.termination.requested):
+                self._check_losses(losses[:done])
+                self._save_part(so_far(done), done)
+        self.termination.deferred = False
+        self.writer.wait()  # before validation starts processes, which must not inherit a thread's half-done work
+        whole = so_far(steps)
+        top1, top5 = whole.correct
+        return whole.losses, top1 / whole.images, top5 / whole.images, whole.seconds
+
+    def _save_part(self, part: EpochPart, done: int) -> None:
+        """A checkpoint in the middle of an epoch."""
+        run = self.run
+        with agreed(run.fabric):
+            self._check_weights(done - 1)
+        run.count_seconds()
+        run.standing.part = part.to_dict()
+        state = self._state()
+        with agreed(run.fabric):
+            if run.first:
+                self.writer.begin(state)
+        self.clock.restart()
+        if self.termination.requested:
+            self.writer.wait()
+            raise Terminated
 
     def _check_losses(self, losses: Tensor) -> None:
         run = self.run
@@ -167,17 +221,22 @@ class _Loop:
             with agreed(run.fabric):
                 raise UserError(f"the loss is not a finite number from {self._place(int(bad[0]))} on; {self._remedy()}")
 
-    def _check_weights(self) -> None:
+    def _check_weights(self, step: int) -> None:
         if not self.run.learner.is_finite():
-            last = self.run.batches.steps - 1
-            raise UserError(f"the weights are not finite numbers after {self._place(last)}; {self._remedy()}")
+            raise UserError(f"the weights are not finite numbers after {self._place(step)}; {self._remedy()}")
 
     def _place(self, step: int) -> str:
         return f"epoch {self.run.standing.epoch + 1}, step {step + 1}"
 
     def _remedy(self) -> str:
-        o, epoch = self.run.recipe.optimization, self.run.standing.epoch
-        kept = f"the checkpoint is that of epoch {epoch}" if epoch else "there is no checkpoint yet"
+        o, standing = self.run.recipe.optimization, self.run.standing
+        kept = "there is no checkpoint yet"
+        if standing.part:
+            kept = (
+                f"the checkpoint is that of {self._place(standing.part['images'] // self.run.batches.batch_size - 1)}"
+            )
+        elif standing.epoch:
+            kept = f"the checkpoint is that of epoch {standing.epoch}"
         return (
             f"{kept}. Try a lower optimization.learning_rate (now {o.learning_rate:g}), a longer optimization.warmup "
             f"(now {o.warmup:g}), optimization.clip_gradient 1, or precision 32-true, in a new run folder"
@@ -195,18 +254,23 @@ class _Loop:
             logger.experiment.add_image("attention", image, row["step"], dataformats="HWC")
         logger.experiment.flush()
 
-    def _save(self) -> None:
-        """The checkpoint first, since the rest follows from it and is made again where a kill comes between."""
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; all processes together."""
         run = self.run
-        state = {
+        return {
             **run.learner.state(),
             "data": run.fingerprint,
             "threads": self.threads.count,
             **run.standing.to_dict(),
         }
+
+    def _save(self) -> None:
+        """The checkpoint first, since the rest follows from it and is made again where a kill comes between."""
+        run, state = self.run, self._state()
         with agreed(run.fabric):
             if run.first:
                 run.folder.save_checkpoint(state)
                 run.folder.write_metrics(run.standing.history)
                 if run.last_is_kept:
                     run.keep_last()
+        self.clock.restart()

@@ -24,6 +24,7 @@ from patchconvnet.data.labelled_images import LARGEST_BATCH, MOST_WORKERS
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models.recomputing import Recompute
+from patchconvnet.training.checkpoint_interval import CheckpointInterval
 
 # what nobody needs and no machine does: a typing error is refused instead of running for years or taking all memory
 AT_MOST = {
@@ -211,6 +212,8 @@ class Recipe:
         compile: compile the network with torch.compile first.
         recompute: save memory: what the backward pass computes again instead of keeping it. "pointwise" is all but
             convolutions and linear layers; "blocks" is everything, for a third more arithmetic.
+        checkpoint_every: within an epoch, a time such as 10min or a number of steps such as "500 steps"; null for
+            checkpoints at the ends of epochs only.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -230,6 +233,7 @@ class Recipe:
     half_weights: bool = False
     compile: bool = False
     recompute: Recompute = "none"
+    checkpoint_every: str | None = "10min"
 
     def __post_init__(self) -> None:
         o = self.optimization
@@ -295,6 +299,8 @@ class Recipe:
 
         if self.compile and self.recompute != "none":
             raise UserError("torch.compile decides by itself what to compute again; leave out compile or recompute")
+        if self.checkpoint_every is not None:
+            CheckpointInterval.parse(self.checkpoint_every)
         asked, fitted = self.model.options.get("pooling"), self.probe.pooling["pooling"]
         if self.method != "train" and asked not in (None, fitted):
             raise UserError(

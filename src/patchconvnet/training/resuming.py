@@ -1,12 +1,13 @@
 """Resuming a run from its checkpoint: the same images, the weights, the kept model."""
 
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchconvnet.errors import UserError
 from patchconvnet.training.launch import agreed
 from patchconvnet.training.run import Run
-from patchconvnet.training.run_folder import Standing
+from patchconvnet.training.run_folder import EpochPart, Standing
 
 
 class Resumed(NamedTuple):
@@ -23,14 +24,27 @@ def resume(run: Run) -> Resumed:
         UserError: the checkpoint is damaged, its run is longer than the recipe, its images or its network are others,
             or the kept model is damaged and no epoch is left to choose from.
     """
-    if not run.fabric.broadcast(run.folder.checkpoint.is_file()):
+    fabric, epochs = run.fabric, run.recipe.epochs
+    if not fabric.broadcast(run.folder.has_checkpoint):
         return Resumed([], None)
-    origin, epochs = str(run.folder.checkpoint), run.recipe.epochs
-    with agreed(run.fabric):
-        state = run.folder.load_checkpoint()
+    file = run.folder.checkpoint
+    with agreed(fabric):
+        if run.first:
+            file, state = run.folder.load_checkpoint()
+    origin = fabric.broadcast(str(file))
+    with agreed(fabric):
+        if not run.first:
+            state = run.folder.read_checkpoint(Path(origin))
         _check_data(run, state["data"])
         run.learner.check(state, origin)
         run.standing = standing = Standing.of(state)
+        part, batch = EpochPart.of(standing), run.batches.batch_size
+        done = len(part.losses)
+        if standing.part and (part.images != done * batch or done >= run.batches.steps):
+            raise UserError(
+                f"{origin} holds {part.images:,} images of an epoch of {run.batches.steps:,} steps of {batch}; resume "
+                "it with as many processes as it was begun with"
+            )
         if standing.epoch > epochs:
             raise UserError(
                 f"the run in {run.folder.path} has done {standing.epoch} epochs, and {epochs} are asked for; "
@@ -39,6 +53,9 @@ def resume(run: Run) -> Resumed:
     run.learner.load(state, origin)
     before = run.fabric.broadcast(run.folder.epochs() if run.first else None)
     notes = [f"resuming after epoch {standing.epoch}"]
+    if standing.part:
+        total = run.batches.steps * run.batches.batch_size
+        notes = [f"resuming in epoch {standing.epoch + 1}, after {standing.part['images']:,} of its {total:,} images"]
     if run.is_finished:
         notes = [f"this run is finished, with epoch {standing.epoch} of {epochs}"]
     if before != epochs:
@@ -84,10 +101,12 @@ def _restore_kept(run: Run) -> None:
     standing = run.standing
     if run.data.validation is None and standing.epoch < run.recipe.epochs:
         return  # it is written at the end
+    if standing.epoch == 0:
+        return  # there is none yet
     fault = run.kept.fault(standing.best_epoch + 1)
     if fault is None:
         return
-    if run.last_is_kept:
+    if run.last_is_kept and not standing.part:
         run.keep_last()
         return
     lost = f"{fault}; the checkpoint holds epoch {standing.epoch}, not the best one, {standing.best_epoch + 1}"

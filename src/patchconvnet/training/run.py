@@ -74,7 +74,7 @@ class Run:
         if recipe.method == "finetune":
             recipe = with_pooling(recipe)
         model = build_model(recipe, len(self.data.class_names))
-        if recipe.method == "finetune" and not self.folder.checkpoint.is_file():
+        if recipe.method == "finetune" and not self.folder.has_checkpoint:
             fit_head(model, recipe, self.data, self.fabric.device)
         model.metadata.temperature = 1.0  # of a model folder that training starts from
         if recipe.model.whiten:

@@ -1,7 +1,8 @@
 """The run folder: what a training leaves, written so that a kill at any moment or a full disk spoils nothing.
 
 Files are written aside and then renamed. The checkpoint is the one truth: `metrics.csv` and `best/` follow from it, and
-are written again when a run is resumed after a kill between them. One training at a time holds the folder's lock.
+are written again when a run is resumed after a kill between them. The checkpoint before it is kept too, for a disk may
+damage a file. Names say which is newer, not times. One training at a time holds the folder's lock.
 """
 
 import csv
@@ -39,12 +40,41 @@ _BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a ru
 MODEL_FILES = ("config.json", "model.safetensors", "README.md")
 _FIELDS_OF_EVERY_RUN = {"data", "model", "preprocessing", "augmentation", "optimization", "epochs", "seed"}
 # fields that may differ when a run is resumed: those that do not change the weights, and the run's length
-FREE_TO_CHANGE = ("epochs", "monitor.every", "data.root", "data.memory_gb", "data.workers")
+FREE_TO_CHANGE = ("epochs", "checkpoint_every", "monitor.every", "data.root", "data.memory_gb", "data.workers")
+
+
+@dataclass
+class EpochPart:
+    """The beginning of an epoch, as a checkpoint in its middle holds it.
+
+    The order of an epoch's images follows from the recipe's seed and the epoch, so that `images` says which ones are
+    done, whatever number of processes does them.
+
+    Attributes:
+        images: how many are done, over all processes.
+        losses: of the steps done, means over all processes.
+        correct: how many images had their class first, and among the first five.
+        seconds: of its steps.
+    """
+
+    images: int = 0
+    losses: list[float] = field(default_factory=list)
+    correct: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, standing: "Standing") -> "EpochPart":
+        """That of a checkpoint, or an epoch that is to begin."""
+        return cls(**standing.part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the checkpoint holds it."""
+        return asdict(self)
 
 
 @dataclass
 class Standing:
-    """A run's progress after its last epoch; a checkpoint holds it beside the weights.
+    """A run's progress; a checkpoint holds it beside the weights.
 
     Attributes:
         epoch: how many are done.
@@ -54,6 +84,7 @@ class Standing:
         best_metrics: what the kept model folder says of itself.
         history: the rows of `metrics.csv`.
         extensions: [epochs done, epochs from then on] for each change of the run's length.
+        part: an `EpochPart` of the epoch after those, or nothing between two epochs.
     """
 
     epoch: int = 0
@@ -63,6 +94,7 @@ class Standing:
     best_metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     extensions: list[list[int]] = field(default_factory=list)
+    part: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Standing":
@@ -72,13 +104,17 @@ class Standing:
             KeyError, TypeError: something is missing or of another kind.
         """
         kinds = {f.name: type(getattr(cls(), f.name)) for f in fields(cls)}
-        found = {name: state[name] for name in kinds if name != "extensions" or name in state}
+        found = {name: state[name] for name in kinds if name not in ("extensions", "part") or name in state}
         for name, value in found.items():
             if not isinstance(value, kinds[name]) and not (kinds[name] is float and isinstance(value, int)):
                 raise TypeError(f"{name} is of type {type(value).__name__}")
         standing = cls(**found)
         standing.best_metrics = {name: in_present_words(value) for name, value in standing.best_metrics.items()}
-        if standing.epoch < 1 or len(standing.history) != standing.epoch:
+        part = EpochPart.of(standing)
+        begun = part.images > 0 and len(part.losses) > 0
+        if (standing.part and not begun) or standing.epoch < (0 if begun else 1):
+            raise TypeError("it holds no training")
+        if len(standing.history) != standing.epoch:
             raise TypeError(f"it holds {len(standing.history)} rows of {standing.epoch} epochs")
         return standing
 
@@ -99,6 +135,8 @@ class RunFolder:
         self.path = path
         self._lock: BinaryIO | None = None
         self.checkpoint = path / "checkpoints" / checkpoint
+        self.previous = self.checkpoint.with_stem("previous")
+        self._newest_is_whole = True
         self.best = path / "best"
         self.attention = path / "attention"
         self.curves = path / "curves.png"
@@ -120,11 +158,16 @@ class RunFolder:
             self._check(recipe, resume)  # again: another training may have begun and ended in between
             with self.writing():
                 self._remove_leftovers()
-            if not self.checkpoint.is_file():
+            if not self.has_checkpoint:
                 self.write_recipe(recipe)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a run to resume."""
+        return self.checkpoint.is_file() or self.previous.is_file()
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write `recipe.yaml`.
@@ -181,7 +224,7 @@ class RunFolder:
         with self.writing():
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file; --out must be a folder")
-            if self.checkpoint.is_file():
+            if self.has_checkpoint:
                 if resume == "no":
                     raise UserError(f"{self.path} holds a run already; give --resume to continue it, or another --out")
                 self._check_recipe(recipe)
@@ -193,26 +236,58 @@ class RunFolder:
                 raise UserError(f"{self.path} holds files, but no run to resume; choose a new or empty --out")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `checkpoints/last.ckpt`; the one before stays until the new one is complete.
+        """Write `checkpoints/last.ckpt`; the one before becomes `previous.ckpt` when the new one is complete.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
+
+        def write(part: Path) -> None:
+            _save(state, part)
+            if self._newest_is_whole and self.checkpoint.is_file():
+                _keep(self.checkpoint, self.previous)
+
         with self.writing():
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.checkpoint, lambda part: _save(state, part))
+            write_atomic(self.checkpoint, write)
+            self._newest_is_whole = True
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """What `save_checkpoint` wrote, in today's words.
+    def load_checkpoint(self) -> tuple[Path, dict[str, Any]]:
+        """The newest checkpoint that is whole: its file, and what `save_checkpoint` wrote, in today's words.
+
+        Warns:
+            UserWarning: the newest is damaged, and the one before is taken.
+
+        Raises:
+            UserError: there is none, or none of a training.
+        """
+        try:
+            return self.checkpoint, self.read_checkpoint(self.checkpoint)
+        except UserError as error:
+            if not self.previous.is_file():
+                raise UserError(f"{error}; begin a new run in another --out") from error
+            damage = str(error)
+        try:
+            state = self.read_checkpoint(self.previous)
+        except UserError as error:
+            raise UserError(
+                f"{damage}, and so is the one before it: {error}; begin a new run in another --out"
+            ) from error
+        self._newest_is_whole = False
+        warnings.warn(f"{damage}; going on from the one before it, {self.previous}", stacklevel=2)
+        return self.previous, state
+
+    def read_checkpoint(self, file: Path) -> dict[str, Any]:
+        """What a checkpoint holds, in today's words.
 
         Raises:
             UserError: the file is damaged, or is no checkpoint of a training.
         """
         try:
-            with zipfile.ZipFile(self.checkpoint) as archive:
+            with zipfile.ZipFile(file) as archive:
                 if damaged := archive.testzip():  # torch does not compare checksums
                     raise ValueError(f"the checksum of {damaged} is not that of its content")
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
             if not isinstance(state, dict):
                 raise TypeError(f"it holds a {type(state).__name__}")
             Standing.of(state)
@@ -226,13 +301,13 @@ class RunFolder:
             zipfile.BadZipFile,
             pickle.UnpicklingError,
         ) as error:
-            raise UserError(
-                f"{self.checkpoint} is damaged ({first_line(error)}); begin a new run in another --out"
-            ) from error
+            raise UserError(f"{file} is damaged ({first_line(error)})") from error
         return {**state, "data": in_present_words(state.get("data", {}))}
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """`metrics.csv`: a row an epoch, all of it rewritten so that a resumed run has no row twice."""
+        if not history:  # in the first epoch
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
@@ -286,12 +361,31 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Files that a killed process was about to rename; images and logs of one killed before its checkpoint."""
-        files = (self._recipe, self._metrics, self.curves, self.checkpoint, *(self.best / name for name in MODEL_FILES))
+        files = (
+            self._recipe,
+            self._metrics,
+            self.curves,
+            self.checkpoint,
+            self.previous,
+            *(self.best / name for name in MODEL_FILES),
+        )
         for file in files:
             aside(file).unlink(missing_ok=True)
-        if not self.checkpoint.is_file():
+        if not self.has_checkpoint:
             for folder in (self.attention, self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Give a file a second name, so that it stays when the first one is given to another; or only that name."""
+    part = aside(name)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(file, part)
+    except OSError:  # a file system without links
+        file.replace(name)
+    else:
+        part.replace(name)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
