@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchconvnet.data.augmentation import AugmentationConfig
@@ -45,6 +47,25 @@ def _changed(part: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return replace(part, **{name: {**part.options, **v} if name == "options" else v for name, v in value.items()})
+
+
+def write_digits(folder: Path, count: int, ids: bool = False) -> Path:
+    """`count` digits as files, one folder a class; with `ids` each is one colour instead, which is its number."""
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images[:count], digits.target[:count], strict=True)):
+        file = folder / str(label) / f"{i:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if ids:
+            Image.new("RGB", (16, 16), (i % 256, i // 256, 0)).save(file)
+        else:
+            Image.fromarray((image * 15).astype("uint8")).resize((16, 16)).save(file)
+    return folder
+
+
+def from_files(folder: Path, **changes: Any) -> Recipe:
+    """`MICRO` on `write_digits`' images, each read from its file whenever it is needed."""
+    data = {"name": f"folder:{folder}", "memory_gb": 0.0, "workers": 1, "validation": 12, "test": 12}
+    return micro(**{"data": {**data, **changes.pop("data", {})}, "batch_size": 16, **changes})
 
 
 def run(recipe: Recipe, folder: Path, **options: Any) -> Path:

@@ -1,6 +1,6 @@
-"""Two gloo processes against one: the same losses, the same statistics, every image once, one voice.
+"""Two and four gloo processes against one: the same losses, the same statistics, every image once, one voice.
 
-Run as a script, this file is one of the two processes.
+Run as a script, this file is one of these processes.
 """
 
 import copy
@@ -23,11 +23,13 @@ from small_runs import (
     NO_MAX_POOL,
     assert_same_weights,
     checkpoint,
+    from_files,
     kept,
     micro,
     run,
     step_losses,
     untimed,
+    write_digits,
 )
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
@@ -58,11 +60,26 @@ RECIPES = {
         optimization={"accumulate": 2, "clip_gradient": 1.0, "ema_decay": 0.9},
     ),
 }
-EVALUATED = (1, 2, 203, 300)  # images; with 2 processes also none for one of them
+EVALUATED = (1, 2, 203, 300)  # images; not divided evenly, and with several processes also none for some of them
 BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
 
 
-# What one of the two processes does
+def files_recipe(folder: Path) -> Recipe:
+    """Five epochs of 5 steps of images that are read from files."""
+    return from_files(folder / "images", epochs=5, model=LAYER_NORM, batch_size=16)
+
+
+# What one of the processes does
+
+
+def be_one_of_four(folder: Path) -> None:
+    """From memory and from files."""
+    _quieten()
+    run(RECIPES["layer"], folder / "layer")
+    run(files_recipe(folder), folder / "files")
+    rank = dist.get_rank()
+    counted = [evaluation_figures(count, rank, 4) for count in EVALUATED]
+    (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
 
 
 def be_one_of_two(folder: Path) -> None:
@@ -70,6 +87,7 @@ def be_one_of_two(folder: Path) -> None:
     _quieten()
     for name, recipe in RECIPES.items():
         run(recipe, folder / name)
+    run(files_recipe(folder), folder / "files")
     interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
     interrupted_and_resumed(RECIPES["layer"], folder / "sharded", launch.Hardware("cpu", strategy="fsdp"))
     rank = dist.get_rank()
@@ -165,33 +183,44 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `be_one_of_two` left, done by two processes as torchrun would start them."""
-    folder = tmp_path_factory.mktemp("two")
+def done_by(count: int, folder: Path) -> Path:
+    """What processes, started as torchrun would, left in a folder."""
+    write_digits(folder / "images", 104)  # 80 to train on
     environment = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(HERE), str(folder)],
+            [sys.executable, str(HERE), str(folder), str(count)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(o[-3000:] for o in outputs)
     for rank, output in enumerate(outputs):
         (folder / f"output_{rank}.txt").write_text(output)
     return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `be_one_of_two` left."""
+    return done_by(2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `be_one_of_four` left."""
+    return done_by(4, tmp_path_factory.mktemp("four"))
 
 
 @pytest.mark.slow
@@ -210,6 +239,17 @@ def test_losses_are_those_of_one_process(name: str, two: Path, tmp_path: Path) -
         )
     for key, value in checkpoint(one)["model"].items():
         torch.testing.assert_close(checkpoint(two / name)["model"][key], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_four_processes_from_memory_and_files(two: Path, four: Path, tmp_path: Path) -> None:
+    assert step_losses(four / "layer") == pytest.approx(step_losses(two / "layer"), abs=1e-5)
+    assert len(step_losses(four / "layer")) > 20
+    losses = step_losses(run(files_recipe(two), tmp_path))
+    assert len(losses) >= 20
+    assert max(losses) - min(losses) > 0.05
+    for several in (two, four):
+        assert step_losses(several / "files") == pytest.approx(losses, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -277,13 +317,14 @@ def test_a_single_norm_is_converted_for_gpus() -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_counts_each_image_once(two: Path) -> None:
+def test_evaluation_counts_each_image_once(two: Path, four: Path) -> None:
     expected = [evaluation_figures(count, 0, 1) for count in EVALUATED]
-    for rank in range(2):
-        found = json.loads((two / f"evaluation_{rank}.json").read_text())
-        for mine, theirs in zip(found, expected, strict=True):
-            assert mine.pop("confusion") == theirs["confusion"]
-            assert mine == pytest.approx({key: theirs[key] for key in mine}, rel=1e-5)
+    for folder, count in ((two, 2), (four, 4)):
+        for rank in range(count):
+            found = json.loads((folder / f"evaluation_{rank}.json").read_text())
+            for mine, theirs in zip(found, expected, strict=True):
+                assert mine.pop("confusion") == theirs["confusion"]
+                assert mine == pytest.approx({key: theirs[key] for key in mine}, rel=1e-5)
     assert [sum(map(sum, figures["confusion"])) for figures in expected] == list(EVALUATED)
 
 
@@ -355,4 +396,4 @@ def patchconvnet_command() -> list[str]:
 
 
 if __name__ == "__main__":
-    be_one_of_two(Path(sys.argv[1]))
+    {"2": be_one_of_two, "4": be_one_of_four}[sys.argv[2]](Path(sys.argv[1]))

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import assert_same_weights, checkpoint, kept, micro, rows, run, step_losses, untimed
+from small_runs import (
+    assert_same_weights,
+    checkpoint,
+    from_files,
+    kept,
+    micro,
+    rows,
+    run,
+    step_losses,
+    untimed,
+    write_digits,
+)
 
 from patchconvnet.errors import UserError
 from patchconvnet.training.learner import Learner
@@ -82,17 +93,15 @@ def test_checkpoints_within_epochs_change_nothing(tmp_path: Path) -> None:
     assert_same_run(without, every)
 
 
-def test_workers_have_no_part_in_it(image_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_have_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped with one number of reader processes, continued with another: bit for bit, since they draw no numbers."""
 
+    images = write_digits(tmp_path / "images", 96)
+
     def recipe(workers: int) -> Recipe:
-        return micro(
-            data={"name": f"folder:{image_files}", "memory_gb": 0.0, "workers": workers, "validation": 12, "test": 12},
-            augmentation={"randaugment": "rand-m9-mstd0.5-inc1", "flip": "random"},
-            batch_size=16,
-            epochs=2,
-            checkpoint_every="2 steps",
-        )
+        augmentation = {"randaugment": "rand-m9-mstd0.5-inc1", "flip": "random"}
+        data = {"workers": workers}
+        return from_files(images, data=data, augmentation=augmentation, epochs=2, checkpoint_every="2 steps")
 
     whole, folder = run(recipe(2), tmp_path / "whole"), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -101,19 +110,6 @@ def test_workers_have_no_part_in_it(image_files: Path, tmp_path: Path, monkeypat
             run(recipe(1), folder)
     run(recipe(0), folder, resume="yes")
     assert_same_run(folder, whole)
-
-
-@pytest.fixture(scope="module")
-def image_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sklearn.datasets import load_digits
-    from torchvision.transforms.functional import to_pil_image
-
-    folder, digits = tmp_path_factory.mktemp("image_files"), load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:96], digits.target[:96], strict=True)):
-        file = folder / str(label) / f"{i}.png"
-        file.parent.mkdir(exist_ok=True)
-        to_pil_image(torch.from_numpy(image / 16).repeat_interleave(2, 0).repeat_interleave(2, 1).float()).save(file)
-    return folder
 
 
 def test_other_images_are_not_gone_on_with_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

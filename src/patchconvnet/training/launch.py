@@ -111,6 +111,11 @@ def agreed(fabric: Fabric) -> Iterator[None]:
     raise failure or UserError(f"{messages[failed[0]]}{where}")
 
 
+def is_loss_of_a_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process cannot be reached; gloo has no class of errors for it."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def is_sharded(fabric: Fabric) -> bool:
     """Whether each process holds a part of the weights only."""
     return isinstance(fabric.strategy, ModelParallelStrategy)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchconvnet.errors import UserError
+from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import ThreadCount, Threads
 from patchconvnet.training.announcement import announcement, results
@@ -21,7 +21,7 @@ from patchconvnet.training.checkpoint_writer import CheckpointWriter
 from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.epoch_batches import mix
 from patchconvnet.training.finishing import finish
-from patchconvnet.training.launch import Hardware, agreed, launch
+from patchconvnet.training.launch import Hardware, agreed, is_loss_of_a_process, launch
 from patchconvnet.training.probing import FEATURES_FILE, probe
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
@@ -50,7 +50,7 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
 
     Raises:
         UserError: a mistake in the recipe, the data or the run folder; another training in the folder; a full disk; a
-            loss that is not a number.
+            loss that is not a number; another process of this training has ended.
         Terminated: SIGTERM; one process alone has written a checkpoint first.
     """
     hardware, threads = hardware or Hardware(), torch.get_num_threads()
@@ -68,6 +68,13 @@ def train(recipe: Recipe, run: Path, *, resume: Resume = "no", hardware: Hardwar
             Threads(hardware.threads, fabric.device)
             return probe(recipe, folder, fabric.device)
         return _Loop(Run(fabric, recipe, folder)).train(hardware.threads)
+    except RuntimeError as error:
+        if fabric.world_size > 1 and is_loss_of_a_process(error):
+            raise UserError(
+                f"process {fabric.global_rank} of {fabric.world_size} has lost another one ({first_line(error)}); "
+                f"continue with --resume auto --out {folder.path}, as torchrun does by itself with --max-restarts"
+            ) from error
+        raise
     finally:
         folder.close()
         torch.set_num_threads(threads)
