@@ -137,7 +137,7 @@ def evaluate(
         raise UserError("there are no images to evaluate on")
     tally = Tally(len(split.class_names), torch.device(device))
     temperature = temperature_of(model)
-    indices = torch.arange(rank, len(split), world_size)
+    indices = torch.arange(len(split))[rank::world_size]  # none, where there are fewer images than processes
     with evaluation_mode(model), torch.inference_mode():
         ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
         for images, labels, places in ours if len(indices) else ():

@@ -56,7 +56,7 @@ def _calibration_images(
     """
     split = run.data.validation
     if split is not None:
-        ours = torch.arange(run.fabric.global_rank, len(split), run.fabric.world_size)
+        ours = torch.arange(len(split))[run.fabric.global_rank :: run.fabric.world_size]
 
         def validation() -> Iterable[tuple[Tensor, Tensor, Tensor]]:
             if not len(ours):
