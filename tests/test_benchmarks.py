@@ -15,6 +15,7 @@ import ablations  # noqa: E402
 import accuracy  # noqa: E402
 import bulk  # noqa: E402
 import deployed  # noqa: E402
+import plan  # noqa: E402
 import run_all  # noqa: E402
 
 
@@ -47,6 +48,11 @@ def test_the_table_of_exported_files_is_the_stored_results() -> None:
 def test_the_tables_of_bulk_predictions_are_the_stored_results() -> None:
     stored = json.loads(bulk.RESULTS.read_text())
     assert between("bulk.md", bulk.BEGIN, bulk.END) == bulk.tables(stored)
+
+
+def test_the_table_of_plans_is_the_stored_results() -> None:
+    stored = json.loads(plan.RESULTS.read_text())
+    assert between("plan.md", plan.BEGIN, plan.END) == plan.table(stored)
 
 
 def test_an_ablation_table_starts_with_the_recipe() -> None:

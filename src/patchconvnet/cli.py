@@ -18,6 +18,7 @@ from patchconvnet.errors import UserError
 # each a module of patchconvnet.commands, with a function `run` of the words after it
 COMMANDS = {
     "train": "train a network on your images",
+    "plan": "calculate what a training will take: memory, time, cost",
     "evaluate": "measure a model on labelled images",
     "explain": "see what a model says about an image, and which patches made it",
     "predict": "classify many images into Parquet files, on one machine or a cluster",

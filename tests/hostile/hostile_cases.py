@@ -500,6 +500,35 @@ def _exported() -> list[Case]:
     ]
 
 
+def _plans() -> list[Case]:
+    plan = ["plan", "--model=patchconvnet_micro", "--images=100", "--size=32", "--classes=2", "--batch-size=4"]
+    refused = [
+        (["--hardware=toaster"], "known: cpu, h100"),
+        (["--hardware="], "unknown hardware"),
+        (["--hardware=0xcpu"], "0 devices"),
+        (["--hardware=3xcpu"], "cannot be divided over 3 devices"),
+        (["--images=0"], "--images is 0"),
+        (["--classes=-1"], "--classes is -1"),
+        (["--price=-1"], "--price is -1"),
+        (["--price=nan"], "expected a number"),
+        (["--batch-size=0"], "batch_size must be at least 1"),
+        (["--size=0"], "size"),
+        (["--precision=int4"], "one of auto"),
+        (["--model=resnext9000"], "resnext9000"),
+        (["--threads=0"], "threads is 0"),
+        (["--recipe=absent"], "absent"),
+        (["--data=digits"], "either --data or --images"),
+        (["--hardwear=cpu"], "Did you mean --hardware?"),
+    ]
+    return [
+        Case("plan", [*plan, "--hardware=2xcpu"], (0,), "unchecked"),
+        Case("plan", ["plan", "--recipe=digits", "--data=digits"], (0,), "an epoch of"),
+        Case("plan", ["plan"], (2,), "needs --model or --recipe"),
+        Case("plan", ["plan", "--model=patchconvnet_micro"], (2,), "either --data or --images"),
+        *(Case("plan", [*plan, *words], (2,), said) for words, said in refused),
+    ]
+
+
 def _bulk() -> list[Case]:
     predict = ["predict", "--model=model"]
     on_images = [*predict, "--data=images"]
@@ -548,4 +577,4 @@ def _bulk() -> list[Case]:
     ]
 
 
-CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving(), *_exported(), *_bulk()]
+CASES = [*_images(), *_data(), *_models(), *_recipes(), *_options(), *_serving(), *_exported(), *_bulk(), *_plans()]
