@@ -217,6 +217,11 @@ def test_an_image_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
     assert before["all contents"] != after["all contents"]
 
 
+def test_it_says_how_many_images_were_read(tmp_path: Path) -> None:
+    counts = json.loads((run(micro(), tmp_path / "run") / "reading.json").read_text())
+    assert counts["read"] + counts["skipped"] + counts["failed"] == counts["total"] > 0
+
+
 # Longer runs
 
 

@@ -43,6 +43,8 @@ class ModelAndData:
         data_seed: seed of that choice; by default as in the model's training.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         strict: stop at an image that cannot be read, instead of leaving it out.
+        max_bad: how many of these may be left out, such as 0.1% or 20; by default any number of a folder's, and none
+            of another source's.
         size: another network input, such as 96 or 64x48 (height x width).
         device: cpu, cuda, mps or auto.
         threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
@@ -57,6 +59,7 @@ class ModelAndData:
     data_seed: int | None = None
     weights: Path | None = None
     strict: bool = False
+    max_bad: str | None = None
     size: Size = None
     device: str = "auto"
     threads: int | Literal["auto"] = "auto"
@@ -80,7 +83,7 @@ class ModelAndData:
         preprocessing = preprocessing_for(network, self.size)
         splits, split = load_held_out(
             self.data, self.split, network.metadata.provenance, root=self.root, validation=self.validation,
-            test=self.test, seed=self.data_seed, strict=self.strict, show_progress=True,
+            test=self.test, seed=self.data_seed, strict=self.strict, max_bad=self.max_bad, show_progress=True,
         )  # fmt: skip
         return Subject(network, device, preprocessing, splits.require(split), splits.name, split)
 

@@ -14,7 +14,13 @@ from patchconvnet.hardware import ThreadCount
 from patchconvnet.training.recipe import Recipe, recipe_from, recipe_parser
 from patchconvnet.training.run_folder import RECIPE_FILE
 
-ALIASES = {"data": "data.name", "model": "model.name", "accelerator": "device", "devices": "device_count"}
+ALIASES = {
+    "data": "data.name",
+    "max-bad": "data.max_bad",
+    "model": "model.name",
+    "accelerator": "device",
+    "devices": "device_count",
+}
 
 
 def train(

@@ -30,6 +30,7 @@ def load(
     test: float | None = None,
     seed: int = 0,
     strict: bool = False,
+    max_bad: str | None = None,
     download: bool = True,
     show_progress: bool = False,
 ) -> DataSplits:
@@ -46,7 +47,10 @@ def load(
             (default 15 % and 10 %). A folder with a validation folder of its own uses that.
         test: the same for digits and for folders without train/ or test/; CIFAR has a test set of its own.
         seed: of the stratified choice.
-        strict: whether a file that is not a readable image is an error; otherwise it is skipped with a warning.
+        strict: whether a file of a folder that is not a readable image is an error; otherwise it is skipped with a
+            warning.
+        max_bad: how many images may be skipped, as "0.1%" or "20"; more are an error. By default any number of a
+            folder's, and none of another source's.
         download: whether CIFAR may be downloaded where it is missing.
         show_progress: whether to draw a progress bar while a folder's images are checked.
 
@@ -60,11 +64,22 @@ def load(
             raise UserError(f"there is no folder {name.removeprefix('folder:')!r}.")
         path = Path(os.path.expanduser(Path(root or "", name.removeprefix("folder:"))))
         return load_folder(
-            path, validation=validation, test=test, seed=seed, strict=strict, show_progress=show_progress
+            path,
+            validation=validation,
+            test=test,
+            seed=seed,
+            strict=strict,
+            max_bad=max_bad,
+            show_progress=show_progress,
         )
     if is_source(name):
         return open_listing(name, root).data_set(
-            name, validation=validation, test=test, seed=seed, show_progress=show_progress
+            name,
+            validation=validation,
+            test=test,
+            seed=seed,
+            max_bad="0" if strict else max_bad,
+            show_progress=show_progress,
         )
     if name == "digits":
         return _digits(0.15 if validation is None else validation, 0.15 if test is None else test, seed)

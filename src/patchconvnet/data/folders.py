@@ -34,6 +34,7 @@ def load_folder(
     test: float | None = None,
     seed: int = 0,
     strict: bool = False,
+    max_bad: str | None = None,
     show_progress: bool = False,
 ) -> DataSplits:
     """The images under `path`, each checked once for being readable.
@@ -57,7 +58,7 @@ def load_folder(
     beside = [folder for folder in _folders(path) if trees and folder.name.lower() not in SPLIT_NAMES]
     beside = [folder for folder in beside if any(images_below(folder, LeftOut()))]
     left_out.warn(path, _names(beside))
-    readable, skipped = leave_out_unreadable(found, path, strict=strict, show_progress=show_progress)
+    readable, skipped = leave_out_unreadable(found, path, strict=strict, show_progress=show_progress, max_bad=max_bad)
     return divided(readable, f"folder:{path}", path, skipped=skipped, validation=validation, test=test, seed=seed)
 
 

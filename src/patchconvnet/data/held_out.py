@@ -24,6 +24,7 @@ def load_held_out(
     test: float | None = None,
     seed: int | None = None,
     strict: bool = False,
+    max_bad: str | None = None,
     show_progress: bool = False,
 ) -> tuple[DataSplits, SplitName]:
     """A data set for measuring a trained model: divided as its training divided it, if it was trained on this data.
@@ -33,7 +34,7 @@ def load_held_out(
         split: the one to measure on; "auto" as for `chosen_split`.
         provenance: the model's `metadata.provenance`; empty where nothing is known.
         validation, test, seed: how to divide it instead; a `test` of 1 makes all images the test split.
-        root, strict, show_progress: as for `datasets.load`.
+        root, strict, max_bad, show_progress: as for `datasets.load`.
 
     Returns:
         The data set, and the name of the split to measure on.
@@ -56,6 +57,7 @@ def load_held_out(
         test=None if everything else division["test"],
         seed=int(division["seed"] or 0),
         strict=strict,
+        max_bad=max_bad,
         show_progress=show_progress,
     )
     if everything:

@@ -1,6 +1,7 @@
 """Images that cannot be read, found before anything is made of a data set: named, and left out or refused."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ Images = TypeVar("Images", bound=StoredImages)
 
 
 def leave_out_unreadable(
-    found: Mapping[str, Images], root: Path, *, strict: bool, show_progress: bool
+    found: Mapping[str, Images], root: Path, *, strict: bool, show_progress: bool, max_bad: str | None = None
 ) -> tuple[dict[str, Images], tuple[Path | str, ...]]:
     """Leave out the unreadable files of a folder, with one warning for all of them, or one error where `strict`.
 
@@ -30,12 +31,13 @@ def leave_out_unreadable(
         root: the folder that they are in.
         strict: whether one is too many.
         show_progress: whether to draw a progress bar.
+        max_bad: how many may be left out; see `allowed`.
 
     Returns:
         The readable images by split, and where the others are.
 
     Raises:
-        UserError: if `strict`, an image is unreadable; or a class is left without images.
+        UserError: if `strict`, an image is unreadable; more are than `max_bad`; or a class is left without images.
     """
     everything = [(images, index) for images in found.values() for index in range(len(images))]
     readable = in_threads(lambda at: is_readable(*at), everything, "Checking images", show_progress)
@@ -48,6 +50,8 @@ def leave_out_unreadable(
     message = f"{len(skipped)} of {len(everything)} files in {root} are not readable images: {names}"
     if strict:
         raise UserError(f"{message}; repair or remove them, or leave out strict to skip them.")
+    if max_bad is not None:
+        check_budget(len(skipped), len(everything), max_bad, message)
     answers = iter(readable)
     kept = {
         split: images.subset([index for index in range(len(images)) if next(answers)])
@@ -75,6 +79,40 @@ def is_readable(images: StoredImages, index: int) -> bool:
     except Exception:  # PIL's readers answer broken files with errors of many types
         return False
     return True
+
+
+def check_budget(bad: int, total: int, max_bad: str | None, message: str) -> None:
+    """Refuse more images that cannot be read than may be left out.
+
+    Args:
+        bad: images that cannot be read.
+        total: images in all.
+        max_bad: a share such as "0.1%", or a number; None for not one.
+        message: says which they are.
+
+    Raises:
+        UserError: there are too many, or `max_bad` is neither.
+    """
+    most = allowed(max_bad or "0", total)
+    if bad > most:
+        raise UserError(
+            f"{message}; of {total} images {total - bad} can be read, {most} may be skipped and {bad} failed. Repair "
+            f"or remove them, or allow as many to be left out: --max-bad {bad}, or a share such as --max-bad 0.1%."
+        )
+
+
+def allowed(max_bad: str, total: int) -> int:
+    """How many of `total` images "0.1%" or "20" are, rounded down.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*%", max_bad.strip())
+    if found and float(found[1]) <= 100:
+        return int(float(found[1]) * total / 100 + 1e-9)
+    if re.fullmatch(r"\d{1,15}", max_bad.strip()):
+        return int(max_bad)
+    raise UserError(f"max_bad is {max_bad!r}; give a share of the images such as 0.1%, or a number of them.")
 
 
 def in_threads(function: Callable[[T], U], items: Sequence[T], title: str, show_progress: bool) -> list[U]:

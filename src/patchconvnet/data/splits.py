@@ -76,6 +76,12 @@ class DataSplits:
             **({"all contents": _digest(sorted(contents))} if digests else {}),
         }
 
+    def reading(self) -> dict[str, int | list[str]]:
+        """How many images there are in all, how many of them were read and skipped, and which were skipped."""
+        read = sum(len(images) for images in (self.train, self.validation, self.test) if images is not None)
+        skipped = list(map(str, self.skipped))
+        return {"total": read + len(skipped), "read": read, "skipped": len(skipped), "failed": 0, "left out": skipped}
+
     def require(self, split: SplitName) -> Split:
         """The split of that name; "all" is the images of all splits together.
 

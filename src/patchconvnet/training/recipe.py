@@ -52,6 +52,8 @@ class DataOptions:
         test: share or number of images set aside for the test, where the data comes without a test set.
         seed: of that choice.
         strict: stop at an image that cannot be read, instead of leaving it out with a warning.
+        max_bad: how many images that cannot be read may be left out, such as 0.1% or 20; by default any number of a
+            folder's, and none of another source's.
         memory_gb: images from files are decoded once and kept in memory while they need no more than this.
         workers: processes that read image files.
     """
@@ -62,6 +64,7 @@ class DataOptions:
     test: float | None = None
     seed: int = 0
     strict: bool = False
+    max_bad: str | None = None
     memory_gb: float = 4.0
     workers: int = 2
 

@@ -1,5 +1,6 @@
 """The parts of one training: its images, its network, the model that it keeps, and its progress."""
 
+import json
 import time
 import warnings
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from typing import Literal
 import torch
 from lightning.fabric import Fabric
 
+from patchconvnet.files import write_text
 from patchconvnet.hardware import device_name
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.training.epoch_batches import EpochBatches
@@ -21,6 +23,8 @@ from patchconvnet.training.probing import class_weights, fit_head, with_pooling
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder, Standing
 from patchconvnet.training.sources import build_model, load_data, whiten
+
+READING_FILE = "reading.json"  # how many images were read and skipped
 
 
 class Run:
@@ -55,6 +59,9 @@ class Run:
         with agreed(fabric):
             self._build()
         self.learner.set_up()
+        with agreed(fabric), folder.writing():
+            if self.first:
+                write_text(folder.path / READING_FILE, json.dumps(self.data.reading(), indent=1) + "\n")
 
     def _load_data(self) -> None:
         # the first process of each node goes ahead, since it may download, and warns of unreadable files for all

@@ -37,6 +37,7 @@ def load_data(recipe: Recipe, *, show_progress: bool = False) -> DataSplits:
         test=d.test,
         seed=d.seed,
         strict=d.strict,
+        max_bad=d.max_bad,
         show_progress=show_progress,
     )
 

@@ -6,6 +6,7 @@ source has no names, by its content.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from patchconvnet.data.image_paths import class_name, read_heif
 from patchconvnet.data.labelled_images import ImageRecords, Store, content_digest
-from patchconvnet.data.readable import in_threads, is_readable, listed
+from patchconvnet.data.readable import check_budget, in_threads, is_readable, listed
 from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName, divided
 from patchconvnet.errors import UserError
 
@@ -46,6 +47,7 @@ class Listing:
         validation: float | None = None,
         test: float | None = None,
         seed: int = 0,
+        max_bad: str | None = None,
         show_progress: bool = False,
     ) -> DataSplits:
         """The images as a data set, each of them checked once for being readable.
@@ -53,23 +55,27 @@ class Listing:
         The arguments are those of `patchconvnet.data.datasets.load`.
 
         Raises:
-            UserError: an image is unreadable or has no class, there are less than two classes, or a share is asked for
-                that does not fit.
+            UserError: more images are unreadable than `max_bad`, one has no class, there are less than two classes, or
+                a share is asked for that does not fit.
         """
         read_heif()
         class_names, labels = self._classes()
         images, bad = self._images(class_names, labels, show_progress)
         if bad:
-            raise UserError(
-                f"{len(bad)} of {len(self.labels)} images in {self.where} are not readable images: {listed(bad)}"
-            )
+            message = f"{len(bad)} of {len(self.labels)} images in {self.where} are not readable images: {listed(bad)}"
+            check_budget(len(bad), len(self.labels), max_bad, message)
+            warnings.warn(f"{message}; skipped.", stacklevel=3)
+            if lost := sorted(set(labels) - set(images.labels.tolist())):
+                raise UserError(
+                    f"no readable images are left of class {listed(class_names[i] for i in lost)}; {message}."
+                )
         if self.splits is None:
             found = {"all": images}
         else:
             splits = [self.splits[row] for row in images.rows.tolist()]
             present = [split for split in ("train", "validation", "test") if split in splits]
             found = {split: images.subset([i for i, its in enumerate(splits) if its == split]) for split in present}
-        return divided(found, name, self.where, validation=validation, test=test, seed=seed)
+        return divided(found, name, self.where, skipped=bad, validation=validation, test=test, seed=seed)
 
     def _classes(self) -> tuple[list[str], list[int]]:
         """The names of the classes, and of each image which of them it has."""
