@@ -121,7 +121,12 @@ def test_the_model_says_what_it_is(client: httpx.Client) -> None:
         ("/v1/explain?target=²", 422, "unknown class"),
         ("/v1/explain?maps=heat", 422, "there is no map 'heat'"),
         ("/v1/explain?format=gif", 422, "format"),
-        ("/v1/nothing", 405, "does not answer this method"),
+        ("/v1/nothing", 404, "there is nothing at this address"),
+        ("/v1/explain/", 404, "there is nothing at this address"),
+        ("/nothing%00", 404, "there is nothing at this address"),
+        ("/v1/model", 405, "does not answer this method"),
+        ("/", 405, "does not answer this method"),
+        ("/app.js", 405, "does not answer this method"),
         ("/v2/models/other/infer", 404, "there is no such model"),
     ],
 )
@@ -131,6 +136,14 @@ def test_wrong_options_get_a_sentence(client: httpx.Client, cat: bytes, path: st
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == status
     assert said in answer.json()["detail"]
+
+
+def test_an_address_says_which_method_it_answers(client: httpx.Client) -> None:
+    answer = client.get("/v1/explain")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["detail"] == "this address does not answer this method"
+    assert client.get("/v1/nothing").status_code == 404
+    assert client.get("/app.js").status_code == 200
 
 
 def test_it_lives_and_is_ready(server: Running, client: httpx.Client) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Path, Query, Request, Response
-from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from patchconvnet._version import __version__
@@ -25,6 +24,7 @@ from patchconvnet.deploy.server.classifier import Classifier, describe, explanat
 from patchconvnet.deploy.server.decoding import decode, known_formats, pixels_in
 from patchconvnet.deploy.server.metrics import Measured, Metrics
 from patchconvnet.deploy.server.opening import open_classifier
+from patchconvnet.deploy.server.page import Page
 from patchconvnet.deploy.server.problems import Problem, answer_problems, overloaded, too_slow
 from patchconvnet.deploy.server.protocol_v2 import HEADER_LENGTH, VERSION, model_metadata, read_infer, write_infer
 from patchconvnet.deploy.server.security import Security
@@ -233,7 +233,7 @@ def create_app(settings: Settings, classifier: Classifier | None = None) -> Fast
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
+        app.mount("/", Page(directory=PAGE, html=True), "page")
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_middleware(Security, token=token)
     _describe_problems(app)
