@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import timm
+import torch
 from PIL import Image
 
-from patchconvnet import UserError, load
+from patchconvnet import UserError, explain, load
 from patchconvnet.deploy.onnx_export import export_onnx
 from patchconvnet.deploy.quantization import Labelled, measure
 from patchconvnet.deploy.runtime import OnnxModel
@@ -80,3 +82,16 @@ def test_too_few_calibration_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--calibration FOLDER"):
         export_onnx(load("cifar10"), tmp_path / "m.onnx", precision="int8")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_an_int8_file_resizes_images_itself(resize: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("patchconvnet_mini", embed_dim=16, depth=1, num_classes=3).eval()
+    network.metadata.preprocessing = {"size": [32, 48], "resize": resize}
+    rng = np.random.default_rng(0)
+    some = [Image.fromarray(rng.integers(0, 256, (70, 60, 3), dtype=np.uint8)) for _ in range(16)]
+    export_onnx(network, tmp_path / "m.onnx", preprocessing="inside", precision="int8", calibration=some)
+    (found,), wanted = OnnxModel(tmp_path / "m.onnx").explain(some[0]), explain(network, some[0])
+    assert (found.grid, found.geometry) == (wanted.grid, wanted.geometry)
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=0.1 * np.abs(wanted.logits).max())

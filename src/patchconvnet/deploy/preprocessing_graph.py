@@ -40,8 +40,10 @@ def put_in_front(proto: ModelProto, preprocessing: Preprocessing, batch: int | N
     """Let a network's graph take `pixels` (B, H, W, C) uint8 instead of `image`, in place."""
     add = _Nodes()
     channels = preprocessing.channels
-    values = add("Transpose", "pixels", perm=[0, 3, 1, 2])
-    values = add("Div", add("Cast", values, to=TensorProto.FLOAT), np.float32(255))
+    # no Transpose: behind one, onnxruntime's layout for int8 convolutions permutes the two sizes of Resize as if they
+    # were four, and refuses the file
+    values = add("Einsum", add("Cast", "pixels", to=TensorProto.FLOAT), equation="bhwc->bchw")
+    values = add("Div", values, np.float32(255))
     shape = add("Shape", "pixels", start=1, end=3)  # int64 [H, W]
     resized = _resized_shape(add, shape, preprocessing)
     if preprocessing.interpolation == "nearest":

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from pages import Opened, png, serving_files
 from PIL import Image
 
-from patchconvnet import Explanation, explain
+from patchconvnet import Explanation, cli, explain
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.deploy.runtime import OnnxModel
 from patchconvnet.explanation.colours import attention_colours, evidence_colours
 from patchconvnet.explanation.patch_grid import Grid
 from patchconvnet.explanation.removal import covered_patches
@@ -73,6 +75,32 @@ def test_the_pages_numbers_are_pytorchs(
         assert saved["name"] == name
         agree(saved, explain(model, io.BytesIO(content)))
         tab.page.click("#home")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_site_of_lower_precision_answers_as_its_file(
+    opening: Opening, runtime: Path, cat: Image.Image, tmp_path: Path, precision: str
+) -> None:
+    scales = tmp_path / "scales"
+    scales.mkdir()
+    for i in range(16):
+        cat.crop((20 * i, 10 * i, 20 * i + 250, 10 * i + 250)).save(scales / f"{i}.png")
+    words = ["export", "--model", "cifar10", "--to", "web", "--out", str(tmp_path / "site"), "--precision", precision]
+    words += ["--onnxruntime-web", str(runtime), *(["--calibration", str(scales)] if precision == "int8" else [])]
+    assert cli.main(words) == 0
+    assert (tmp_path / "site" / "model.onnx").stat().st_size < (4e6 if precision == "fp16" else 2e6)  # 6.6 MB as fp32
+    with serving_files(tmp_path / "site") as url:
+        tab = opening(url)
+        tab.answer(png(cat))
+        saved = json.loads(tab.saved("#save-data"))
+        (wanted,) = OnnxModel(tmp_path / "site" / "model.onnx").explain(cat)
+        assert saved["predicted"]["name"] == wanted.predicted.name
+        largest = np.abs(wanted.logits).max()
+        logits = {one["index"]: one["logit"] for one in saved["classes"]}
+        np.testing.assert_allclose([logits[k] for k in range(10)], wanted.logits, atol=0.02 * largest)
+        for one in saved["evidence"]["maps"]:
+            np.testing.assert_allclose(one["bias"] + np.sum(one["map"]), logits[one["index"]], atol=1e-4 * largest)
+        tab.page.context.close()
 
 
 def test_the_static_pages_numbers_are_the_servers(
