@@ -28,7 +28,8 @@ from measuring import setup
 
 from patchconvnet import load
 from patchconvnet.data.images import read_image
-from patchconvnet.explanation.explainer import Question, answer, batch_size_for, open_image, preprocessing_of
+from patchconvnet.explanation.explainer import Question, answer, open_image, preprocessing_of
+from patchconvnet.explanation.refining import batch_size_for
 
 CASES = {
     "--only json": ["--only", "json"],

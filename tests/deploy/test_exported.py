@@ -1,6 +1,8 @@
 """An exported file is loaded, explained and evaluated as a network is."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from patchconvnet.cli import main
 from patchconvnet.data.labelled_images import Images
 from patchconvnet.deploy.onnx_export import export_onnx
 from patchconvnet.explanation.evidence import forward_with_maps
+from patchconvnet.models.weights import Metadata
 
 pytestmark = pytest.mark.slow  # exports
 TOLERANCE = 1e-4
@@ -64,8 +67,40 @@ def test_the_command_explains_from_the_file(file: Path, tmp_path: Path, capsys: 
     names, values = (zip(*(line.split(",") for line in text.splitlines()[1:]), strict=True) for text in (ours, theirs))
     for a, b in zip(list(names)[2:], list(values)[2:], strict=True):
         np.testing.assert_allclose(np.array(a, float), np.array(b, float), atol=1e-5)
-    assert main([*words, f"--model={file}", "--refine=2"]) == 2
-    assert "--refine 2 needs the network itself" in capsys.readouterr().err
+    assert main([*words, f"--model={file}", "--device=cuda"]) == 2
+    assert "--device cuda needs the network itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--refine=2"], ["--view=whole"], ["--without=0,0,90,60;150,60,210,120"]])
+def test_the_command_answers_from_the_file_as_from_the_network(options: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("patchconvnet_mini", embed_dim=16, depth=1, num_classes=3)
+    network.metadata = Metadata(["cat", "dog", "ship"], {"size": [64, 64], "resize": "crop", "crop_ratio": 0.8})
+    network.save_pretrained(tmp_path / "model")
+    export_onnx(load(tmp_path / "model"), tmp_path / "m.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 210, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = []
+    for model in ("m.onnx", "model"):
+        out = tmp_path / f"out_{model}"
+        words = ["explain", str(tmp_path / "a.png"), f"--model={tmp_path / model}", f"--out={out}", "--only=json,map"]
+        assert main([*words, *options]) == 0
+        found.append((json.loads((out / "a.json").read_text()), np.load(out / "a_map.npy")))
+    (ours, our_map), (theirs, their_map) = found
+    np.testing.assert_allclose(our_map, their_map, rtol=0, atol=TOLERANCE)
+    assert ours["grid"] == theirs["grid"]
+    assert ours["input"] == theirs["input"]
+    assert ("without" in ours) == ("without" in theirs) == options[0].startswith("--without")
+    for part in ("classes", "without"):
+        for one, other in zip(*(flat(record.get(part)) for record in (ours, theirs)), strict=True):
+            assert one == (pytest.approx(other, abs=TOLERANCE) if isinstance(other, float) else other)
+
+
+def flat(value: Any) -> list[Any]:
+    """All plain values within tables and lists, with the tables' keys."""
+    if isinstance(value, dict):
+        return [each for key in value for each in (key, *flat(value[key]))]
+    return [each for item in value for each in flat(item)] if isinstance(value, list) else [value]
 
 
 def test_first_order_evidence_of_the_likeliest_classes(tmp_path: Path) -> None:

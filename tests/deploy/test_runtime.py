@@ -6,9 +6,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from patchconvnet import UserError, explain, load
@@ -116,6 +119,74 @@ def test_a_file_that_preprocesses_inside_takes_pixels(tmp_path: Path) -> None:
         assert (ours.grid, ours.geometry) == (theirs.grid, theirs.geometry)
     with pytest.raises(UserError, match="export it again with --size 64x64"):
         model.explain(photographs(), size=64)
+
+
+@pytest.mark.slow
+def test_a_half_model_stays_one(tmp_path: Path) -> None:
+    network = timm.create_model("patchconvnet_mini", embed_dim=16, depth=1, num_classes=3).eval().half()
+    about = export_onnx(network, tmp_path / "m.onnx")
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float16}
+    assert about.verification["largest_differences"]["logits"] < TOLERANCE  # beside the same weights in float32
+
+
+BOX = (20, 10, 70, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pooling", "inside"), [("additive", False), ("additive", True), ("additive_multi", False), ("average", False)]
+)
+def test_what_if_a_part_were_gone_is_answered_as_by_the_network(pooling: str, inside: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("patchconvnet_mini", embed_dim=16, depth=1, num_classes=3, pooling=pooling).eval()
+    for name, parameter in network.named_parameters():
+        if name.startswith("pooling."):  # attention that is far from uniform
+            torch.nn.init.normal_(parameter, std=2)
+    network.metadata.preprocessing = {"size": [48, 64]}
+    export_onnx(network, tmp_path / "m.onnx", preprocessing="inside" if inside else "outside")
+    image = photographs()[1]
+    ours, theirs = OnnxModel(tmp_path / "m.onnx").explain(image)[0].without(BOX), explain(network, image).without(BOX)
+    np.testing.assert_array_equal(ours.patches, theirs.patches)
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    assert ours.greyed.tobytes() == theirs.greyed.tobytes()
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(ours.greyed_logits, theirs.greyed_logits, rtol=0, atol=TOLERANCE)
+    assert np.abs(ours.logits - explain(network, image).logits).max() > 10 * TOLERANCE  # or nothing was compared
+
+
+@pytest.mark.parametrize("options", [{"refine": 2}, {"refine": 3, "size": (40, 56)}, {"view": "whole"}])
+def test_refined_maps_and_whole_images_are_those_of_the_network(file: Path, options: dict[str, Any]) -> None:
+    found = OnnxModel(file).explain(photographs(), **options)
+    wanted = explain(load("cifar10"), photographs(), **options)
+    for ours, theirs in zip(found, wanted, strict=True):
+        for what in ("logits", "attention", "evidence"):
+            np.testing.assert_allclose(getattr(ours, what), getattr(theirs, what), rtol=0, atol=TOLERANCE)
+        for what in ("exact", "grid", "geometry", "refine"):
+            assert getattr(ours, what) == getattr(theirs, what), what
+    box = (0, 0, 40, 40)  # the patches are those of the plain maps
+    ours, theirs = found[0].without(box), wanted[0].without(box)
+    np.testing.assert_array_equal(ours.patches, theirs.patches)
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(ours.greyed_logits, theirs.greyed_logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_what_does_not_follow_from_the_files_answers_is_refused(tmp_path: Path) -> None:
+    network = timm.create_model("patchconvnet_mini", embed_dim=16, depth=1, num_classes=120, pooling="class_attention")
+    network.metadata.preprocessing = {"size": [64, 64], "resize": "crop", "crop_ratio": 1.0}
+    export_onnx(network.eval(), tmp_path / "a.onnx")
+    export_onnx(network, tmp_path / "b.onnx", preprocessing="inside", evidence="none")
+    first, inside = OnnxModel(tmp_path / "a.onnx"), OnnxModel(tmp_path / "b.onnx")
+    with pytest.raises(UserError, match="does not tell what it would answer without a part of the image"):
+        first.explain(photographs()[0])[0].without((0, 0, 40, 40))
+    with pytest.raises(UserError, match="likeliest classes only, which differ between shifted images"):
+        first.explain(photographs()[0], refine=2)
+    with pytest.raises(UserError, match="cannot refine maps: it preprocesses images itself"):
+        inside.explain(photographs()[0], refine=2)
+    with pytest.raises(UserError, match="cannot see whole images: its network input is always 64 × 64 pixels"):
+        inside.explain(photographs()[0], view="whole")
+    with pytest.raises(UserError, match="unknown view 'half'; known: own, whole"):
+        inside.explain(photographs()[0], view="half")
 
 
 @pytest.mark.slow

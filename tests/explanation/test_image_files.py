@@ -12,8 +12,9 @@ from PIL import Image
 from patchconvnet import PatchConvNet, explain
 from patchconvnet.errors import UserError
 from patchconvnet.explanation import Explanation, image_files
-from patchconvnet.explanation.explainer import Question, batch_size_for
+from patchconvnet.explanation.explainer import Question
 from patchconvnet.explanation.image_files import explain_files
+from patchconvnet.explanation.refining import batch_size_for
 from patchconvnet.models import Metadata
 
 

@@ -21,8 +21,9 @@ from patchconvnet.bulk.parts import lists
 from patchconvnet.bulk.work import Item, Part, Work
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import OF_ONE_IMAGE, UserError
-from patchconvnet.explanation.explainer import batch_size_for, class_names_of, preprocessing_of
+from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
 from patchconvnet.explanation.image_files import readers_on_one_core
+from patchconvnet.explanation.refining import batch_size_for
 from patchconvnet.hardware import Threads, find_device
 from patchconvnet.models import AttentionClassifier, load
 from patchconvnet.models.weights import temperature_of

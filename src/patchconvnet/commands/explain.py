@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from patchconvnet.explanation.drawing import Drawers, Drawing
     from patchconvnet.explanation.explanation import Saved
     from patchconvnet.explanation.removal import Removal
-    from patchconvnet.models import AttentionClassifier
 
 EXPORTED = ".onnx"  # files that answer without PyTorch
 SHEET_SIDE = 320  # pixels of an image that is kept for the contact sheet
@@ -31,7 +30,6 @@ MOST_WAITING = 32  # explanations that wait to be drawn, besides two for each pr
 WORTH_MEASURING = 10  # images; for fewer the number of threads is not measured, which takes as long as one of them
 LONGEST_STEM = 200  # bytes; file systems take 255 for a name with its ending
 MOST_CLASSES_LISTED = 10
-FINE, LARGE_PATCH = 14, 16  # patches a side of a map that needs no refining; pixels of patches that are worth it
 
 
 def explain(
@@ -112,8 +110,10 @@ def explain(
         names_of_images = [printable(stem) for stem in stems]
         asked: dict[str, Any] = {"size": size, "target": target, "top": top}
         if exported:
-            _refuse_for_files(weights=weights, refine=refine, without=without, view=view, device=device)
-            asking = _ask_file(str(model), paths, names_of_images, threads, asked)
+            _refuse_for_files(weights=weights, device=device)
+            asked |= {"view": view}
+            draws = "figure" in only
+            asking = _ask_file(str(model), paths, names_of_images, threads, draws, asked, refine, bool(boxes))
         else:
             asking = _ask_network(
                 model,
@@ -194,6 +194,7 @@ def _ask_network(
     """Ask a network in PyTorch."""
     from patchconvnet.explanation.explainer import Question, answer, open_image
     from patchconvnet.explanation.image_files import explain_files
+    from patchconvnet.explanation.refining import times_finer
     from patchconvnet.hardware import Threads
     from patchconvnet.models import default_model
 
@@ -201,7 +202,7 @@ def _ask_network(
     network, chosen_device = load_model(model, weights, device)
     computing = Threads(None if threads == "auto" and len(paths) < WORTH_MEASURING else threads, chosen_device)
     if refine is None:
-        refine = finer(network, asked["size"]) if draws else 0
+        refine = times_finer(network.patch_size, preprocessing_for(network, asked["size"]).size) if draws else 0
     question = Question.of(network, refine=refine, **asked)
     if len(paths) * (1 + 2 * refine**2) >= WORTH_FUSING and chosen_device.type == "cpu":
         network = cast(Any, network).fuse()  # in float32: bfloat16 changes probabilities by up to five points
@@ -215,12 +216,26 @@ def _ask_network(
 
 
 def _ask_file(
-    model: str, paths: Sequence[Path], names: Sequence[str], threads: int | Literal["auto"], asked: dict[str, Any]
+    model: str,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    threads: int | Literal["auto"],
+    draws: bool,
+    asked: dict[str, Any],
+    refine: int | None,
+    removes: bool,
 ) -> _Asking:
     """Ask an exported file, without PyTorch."""
     from patchconvnet.deploy.runtime import OnnxModel
+    from patchconvnet.explanation.refining import times_finer
 
     file = OnnxModel(model, None if threads == "auto" else threads)
+    if removes:
+        file.check_removal()
+    if refine is None:
+        size = file.description.preprocessing.with_size(asked["size"] or file.size).size
+        refine = times_finer(file.description.patch_size, size) if draws and file.can_refine else 0
+    asked = {**asked, "refine": refine}
 
     def answers() -> "Iterator[Explanation | Exception]":
         for path, name in zip(paths, names, strict=True):
@@ -234,7 +249,7 @@ def _ask_file(
 
 def _refuse_for_files(**options: Any) -> None:
     """Refuse what needs the network itself, of which an exported file has no more than its answer."""
-    own = {"refine": (None, 0), "view": ("own",), "device": ("auto", "cpu")}
+    own = {"device": ("auto", "cpu")}
     for name, value in options.items():
         if value not in own.get(name, (None,)):
             raise UserError(
@@ -283,14 +298,6 @@ def _in_order(begun: Iterator[_Asked], most: int) -> Iterator[_Asked]:
         while waiting and (len(waiting) > most or waiting[0].drawing is None or waiting[0].drawing.done):
             yield waiting.popleft()
     yield from waiting
-
-
-def finer(network: "AttentionClassifier", size: Size) -> int:
-    """How many times finer than its large patches a map must be to have `FINE` values a side; 0 if it has them."""
-    if network.patch_size < LARGE_PATCH:
-        return 0
-    patches = min(preprocessing_for(network, size).size) // network.patch_size
-    return 0 if patches >= FINE else -(-FINE // max(patches, 1))
 
 
 def run(words: Sequence[str]) -> int:

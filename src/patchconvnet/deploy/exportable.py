@@ -32,7 +32,7 @@ class Answers(nn.Module):
     """The network as it is exported: `image` (B, C, H, W) → logits, attention, and evidence if it is wanted.
 
     Args:
-        model: in evaluation mode; stays as it is.
+        model: in evaluation mode; stays as it is, and is exported in float32.
         evidence: for how many classes: all, or of first order for as many as are likeliest; 0 for none.
 
     Attributes:
@@ -43,7 +43,7 @@ class Answers(nn.Module):
 
     def __init__(self, model: AttentionClassifier, evidence: int):
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         if isinstance(self.model, AttentionPooled):
             size = self.model.probed_size
             image = torch.randn(1, self.model.in_chans, *size, generator=torch.Generator().manual_seed(0))

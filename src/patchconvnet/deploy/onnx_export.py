@@ -77,7 +77,7 @@ def export_onnx(
     count = evidence_count(model, evidence)
     settings = network_input(model, size)
     check_writable(out)
-    answers = Answers(model.float(), count)
+    answers = Answers(model, count)
     inside = preprocessing == "inside"
     program, sides = followed(answers, settings.size, batch, any_size=not inside)
     proto, trunk = _as_onnx(program, answers)

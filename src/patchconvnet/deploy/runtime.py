@@ -3,11 +3,13 @@
 Nothing here imports PyTorch, directly or through others: a test runs it where there is none.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -19,8 +21,19 @@ from patchconvnet.deploy.description import KEY, Description
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import class_index
+from patchconvnet.explanation.patch_grid import Grid
+from patchconvnet.explanation.refining import refined
+from patchconvnet.explanation.removal import (
+    Region,
+    Removal,
+    covered_patches,
+    greyed,
+    logits_of_kept,
+    region_pixels,
+)
 
 ImageSource = Image.Image | np.ndarray | str | os.PathLike[str] | BinaryIO
+View = Literal["own", "whole"]
 
 
 class OnnxModel:
@@ -133,16 +146,22 @@ class OnnxModel:
         target: int | str | None = None,
         *,
         size: int | tuple[int, int] | None = None,
+        refine: int = 0,
+        view: View = "own",
         batch_size: int = 32,
         name: str | Sequence[str] | None = None,
     ) -> list[Explanation]:
-        """What the network says about images, as `patchconvnet.explain` does, but without a forward pass to ask again.
+        """What the network says about images, as `patchconvnet.explain` does.
 
         Args:
             images: paths, open binary files, PIL images or arrays of one image each; or one of these.
             top: how many classes figures and reports list.
             target: the class to ask about, by name or index; by default the predicted one.
             size: another network input, where the file takes it.
+            refine: n ≥ 1 gives maps of n × n values a patch, averaged over n × n shifts and both flips, for 2·n² runs
+                more; see `can_refine`.
+            view: "own" gives the network what its preprocessing says, "whole" all of the image, as a rectangle, where
+                the file takes any size.
             batch_size: images in one run.
             name: what to call the image, or one name for each of many; by default its file's name without the ending.
 
@@ -150,9 +169,11 @@ class OnnxModel:
             An explanation for each image.
 
         Raises:
-            UserError: an unreadable image (`images[3]: …` says which), an unknown class, or an option out of its range.
+            UserError: an unreadable image (`images[3]: …` says which), an unknown class, or an option out of its range
+                or not to be had from this file.
         """
-        return list(self.explained(images, top, target, size=size, batch_size=batch_size, name=name))
+        options: dict[str, Any] = {"size": size, "refine": refine, "view": view, "batch_size": batch_size}
+        return list(self.explained(images, top, target, **options, name=name))
 
     def explained(
         self,
@@ -161,6 +182,8 @@ class OnnxModel:
         target: int | str | None = None,
         *,
         size: int | tuple[int, int] | None = None,
+        refine: int = 0,
+        view: View = "own",
         batch_size: int = 32,
         name: str | Sequence[str] | None = None,
     ) -> Iterator[Explanation]:
@@ -168,6 +191,12 @@ class OnnxModel:
         for what, value in (("batch_size", batch_size), ("top", top)):
             if value < 1:
                 raise UserError(f"{what} is {value}; it must be 1 or more.")
+        if view not in get_args(View):
+            raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
+        if refine and not self.can_refine:
+            raise UserError(self._no_refining())
+        if view == "whole":
+            self._check_whole()
         index = None if target is None else class_index(self.class_names, target)
         preprocessing = self._preprocessing(size)
         one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or hasattr(images, "read")
@@ -183,10 +212,11 @@ class OnnxModel:
                 called = _name(source, i) if names is None else names[i]
                 try:
                     image = _read(source)
-                    opened.append((called, source, image, *self._prepare(image, preprocessing)))
+                    seen = self._seen(preprocessing, image, view)
+                    opened.append((called, source, image, seen, *self._prepare(image, seen)))
                 except UserError as error:
                     raise error if one else UserError(f"images[{i}]: {error}") from error
-            yield from self._answer(opened, top, index)
+            yield from self._answer(opened, top, index, refine)
 
     def explanation(
         self,
@@ -229,19 +259,74 @@ class OnnxModel:
             source=source,
         )
 
-    def _answer(self, opened: list[Any], top: int, target: int | None) -> list[Explanation]:
+    def _finer(self, plain: Explanation, prepared: np.ndarray, refine: int) -> Explanation:
+        def ask(shifted: np.ndarray) -> np.ndarray:
+            answers = self.run(shifted)
+            return np.concatenate([answers[name] for name in ("attention", "evidence") if name in answers], 1)
+
+        grid, attention, evidence = refined(ask, prepared[None], plain.grid, plain.attention[None], refine)
+        return replace(plain, grid=grid, attention=attention[0], evidence=evidence[0], exact=False, refine=refine)
+
+    @property
+    def can_refine(self) -> bool:
+        """Whether maps can be refined: the file takes prepared images, and has evidence for all classes, or none."""
+        return self.description.input == "image" and "evidence_classes" not in self.description.outputs
+
+    def check_removal(self) -> None:
+        """Refuse a file whose maps do not tell what it would answer without some patches.
+
+        Raises:
+            UserError: its evidence is not exact, or several softmaxes share one decision.
+        """
+        if not self.description.removal:
+            raise UserError(
+                f"{self.path} does not tell what it would answer without a part of the image: that follows from exact "
+                "evidence and one softmax of attention, and this network has others; ask the network that it was "
+                "exported from"
+            )
+
+    def _no_refining(self) -> str:
+        why = (
+            "it gives evidence for each image's likeliest classes only, which differ between shifted images; export it "
+            "with --evidence all or none"
+            if self.description.input == "image"
+            else "it preprocesses images itself, and what is shifted is the prepared image; export it without "
+            "--preprocessing inside"
+        )
+        return f"{self.path} cannot refine maps: {why}"
+
+    def _check_whole(self) -> None:
+        about = self.description
+        if about.preprocessing.resize == "crop" and (about.input == "pixels" or about.height.is_fixed):
+            raise UserError(
+                f"{self.path} cannot see whole images: its network input is always {about.size[0]} × {about.size[1]} "
+                "pixels; ask the network that it was exported from, or export it for any size"
+            )
+
+    def _seen(self, preprocessing: Preprocessing, image: Image.Image, view: View) -> Preprocessing:
+        """The preprocessing of one image."""
+        if view == "own":
+            return preprocessing
+        about = self.description
+        whole = preprocessing.whole(image.height, image.width, math.lcm(about.patch_size, about.height.step))
+        about.check_size(whole.size)
+        return whole
+
+    def _answer(self, opened: list[Any], top: int, target: int | None, refine: int) -> list[Explanation]:
         """Explanations of images; arrays of one shape go through the network together."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, (*_, array, _) in enumerate(opened):
             by_shape.setdefault(array.shape, []).append(i)
         explained: dict[int, Explanation] = {}
         for places in by_shape.values():
-            answers = self.run(np.stack([opened[i][3] for i in places]))
+            answers = self.run(np.stack([opened[i][4] for i in places]))
             for row, i in enumerate(places):
-                name, source, image, _, geometry = opened[i]
+                name, source, image, seen, array, geometry = opened[i]
                 path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
                 answer = {output: values[row] for output, values in answers.items()}
-                explained[i] = self.explanation(answer, image, geometry, name=name, top=top, target=target, source=path)
+                plain = self.explanation(answer, image, geometry, name=name, top=top, target=target, source=path)
+                plain = replace(plain, forward_pass=ExportedPass(self, answer, plain.grid, seen))
+                explained[i] = self._finer(plain, array, refine) if refine else plain
         return [explained[i] for i in range(len(opened))]
 
     def _preprocessing(self, size: int | tuple[int, int] | None) -> Preprocessing:
@@ -271,6 +356,38 @@ class OnnxModel:
     def _run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         outputs = self._session.run(self.description.outputs, {self.description.input: batch})
         return dict(zip(self.description.outputs, outputs, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedPass:
+    """What a file answered for one image, which can be asked for the answer without a part of it.
+
+    Args:
+        model: the file.
+        answer: as for `OnnxModel.explanation`.
+        grid: how the patches are placed on the network input.
+        preprocessing: from image to network input.
+    """
+
+    model: OnnxModel
+    answer: Mapping[str, np.ndarray]
+    grid: Grid
+    preprocessing: Preprocessing
+
+    def without(self, image: Image.Image, geometry: Geometry, region: Region) -> Removal:
+        """See `Explanation.without`.
+
+        Raises:
+            UserError: it does not follow from the file's maps (`OnnxModel.check_removal`), or the region is none.
+        """
+        self.model.check_removal()
+        pixels = region_pixels(region, geometry.image)
+        removed = covered_patches(pixels, self.grid, geometry)
+        bias = np.array(self.model.description.bias, np.float64)
+        logits = logits_of_kept(self.answer["attention"], self.answer["evidence"], bias, ~removed)
+        grey = greyed(image, pixels, self.preprocessing.mean)
+        prepared, _ = self.model._prepare(grey, self.preprocessing)
+        return Removal(pixels, removed, self.grid, grey, logits, self.model.run(prepared[None])["logits"][0])
 
 
 def _session(path: Path, threads: int | None) -> Any:

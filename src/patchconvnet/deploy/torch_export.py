@@ -60,7 +60,7 @@ def export_torch(
     count = evidence_count(model, evidence)
     settings = network_input(model, size)
     check_writable(out)
-    answers = Answers(model.float(), count)
+    answers = Answers(model, count)
     program, (height, width) = followed(answers, settings.size, batch, any_size=True)
     sides = (_guarded(height, model.patch_size), _guarded(width, model.patch_size))
     about = describe(model, name, settings, answers, sides, batch)

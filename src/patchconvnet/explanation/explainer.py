@@ -1,6 +1,5 @@
 """`explain(model, images)` → `Explanation`: what a network says about an image, with its attention and its evidence."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from patchconvnet.explanation.evidence import ForwardMaps, forward_with_maps
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.forward_pass import ForwardPass
 from patchconvnet.explanation.maps import class_index
-from patchconvnet.explanation.patch_grid import Grid, patch_grid, resample
+from patchconvnet.explanation.patch_grid import Grid, patch_grid
+from patchconvnet.explanation.refining import refined
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.loading import as_model
 from patchconvnet.models.modes import evaluation_mode
@@ -304,47 +304,14 @@ def _answer_together(model: nn.Module, images: list[Opened], question: Question)
 def _refined(
     model: nn.Module, inputs: Tensor, plain: ForwardMaps, grid: Grid, refine: int
 ) -> tuple[Grid, np.ndarray, np.ndarray]:
-    """Maps averaged over shifts by parts of a patch and both flips, on a grid `refine` times as fine both ways."""
-    height, width = inputs.shape[2:]
-    step = (round(grid.step[0]), round(grid.step[1]))
-    if not 1 <= refine <= min(step):
-        raise UserError(f"refine is {refine}; it must be between 1 and {min(step)}, the pixels of a patch.")
-    shape = (-(-height * refine // step[0]), -(-width * refine // step[1]))
-    fine_step = (step[0] / refine, step[1] / refine)
-    fine = Grid(shape, fine_step, (fine_step[0] / 2, fine_step[1] / 2))
-    shifts = [[math.floor((i + 0.5) * s / refine - s / 2) for i in range(refine)] for s in step]
-    border = (max(map(abs, shifts[1])), max(map(abs, shifts[0])))
-    padded = nn.functional.pad(inputs, (border[0], border[0], border[1], border[1]), mode="replicate")
-
-    maps: np.ndarray = np.zeros(())
     asked = tuple(sorted(set(plain.classes.flatten().tolist())))
-    passes = [(down, right, flipped) for down in shifts[0] for right in shifts[1] for flipped in (False, True)]
-    together = max(1, batch_size_for(height, width) // len(inputs))
-    for chunk in (passes[k : k + together] for k in range(0, len(passes), together)):
-        shifted = [
-            padded[:, :, border[1] + y : border[1] + y + height, border[0] + x :][..., :width] for y, x, _ in chunk
-        ]
-        turned = [image.flip(-1) if flipped else image for image, (*_, flipped) in zip(shifted, chunk, strict=True)]
-        seen = forward_with_maps(model, torch.cat(turned), asked, top=0)
-        both = torch.cat([seen.attention, seen.evidence_of(plain.classes.repeat(len(chunk), 1))], 1)
-        for values, (down, right, flipped) in zip(both.split(len(inputs)), chunk, strict=True):
-            at = grid.mirrored(width) if flipped else grid
-            placed = resample(_numpy(values.flip(-1) if flipped else values), at.moved(down, right), fine)
-            # each patch's share goes to refine² finer ones, and there are 2·refine² passes
-            maps = maps + placed / (2 * refine**4)
-    attention, evidence = np.split(maps.astype(np.float32), [plain.attention.shape[1]], axis=1)
-    # interpolation changes sums a little at the borders; attention keeps the plain pass's, so that it is a share still
-    attention *= _numpy(plain.attention).sum((2, 3), keepdims=True) / attention.sum((2, 3), keepdims=True)
-    return fine, attention, evidence
 
+    def ask(shifted: np.ndarray) -> np.ndarray:
+        seen = forward_with_maps(model, torch.from_numpy(shifted).to(inputs), asked, top=0)
+        classes = plain.classes.repeat(len(shifted) // len(inputs), 1)
+        return _numpy(torch.cat([seen.attention, seen.evidence_of(classes)], 1))
 
-BATCH_PIXELS = 16 * 224 * 224  # of a batch's network inputs: beyond, more images at a time are not faster on a CPU
-MOST_IN_BATCH = 32
-
-
-def batch_size_for(height: int, width: int) -> int:
-    """How many network inputs of that size are answered at a time, where nobody says how many."""
-    return min(max(BATCH_PIXELS // (height * width), 1), MOST_IN_BATCH)
+    return refined(ask, _numpy(inputs), grid, _numpy(plain.attention), refine)
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

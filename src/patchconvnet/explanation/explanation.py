@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from patchconvnet.errors import UserError
 from patchconvnet.explanation.maps import MapChoice, Maps
@@ -14,8 +14,9 @@ from patchconvnet.files import write_array, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
-    from patchconvnet.explanation.forward_pass import ForwardPass  # with torch, for which who only draws need not wait
+    from patchconvnet.data.geometry import Geometry
     from patchconvnet.explanation.removal import Region, Removal
 
 File = Literal["figure", "overlay", "map", "json"]
@@ -33,6 +34,13 @@ class Saved(NamedTuple):
     without: Path | None = None
 
 
+class Askable(Protocol):
+    """One image's forward pass, of which is known what it would have answered without some patches."""
+
+    def without(self, image: "Image.Image", geometry: "Geometry", region: "Region") -> "Removal":
+        """See `Explanation.without`."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Maps):
     """A prediction with its maps (the fields are those of `Maps`), with a figure and files of them.
@@ -41,7 +49,7 @@ class Explanation(Maps):
         forward_pass: what `without` asks again: the network and this image's patches. None leaves it out.
     """
 
-    forward_pass: "ForwardPass | None" = None
+    forward_pass: "Askable | None" = None
 
     def without(self, region: "Region") -> "Removal":
         """What if this were gone: the answer without a part of the image.

@@ -10,7 +10,7 @@ from torch import Tensor
 from patchconvnet.data.geometry import Geometry
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explanation.patch_grid import Grid
-from patchconvnet.explanation.removal import Region, Removal, covered_patches, region_pixels
+from patchconvnet.explanation.removal import Region, Removal, covered_patches, greyed, region_pixels
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.modes import evaluation_mode
 
@@ -35,10 +35,7 @@ class ForwardPass:
         """See `Explanation.without`."""
         pixels = region_pixels(region, geometry.image)
         removed = covered_patches(pixels, self.grid, geometry)
-        values = np.asarray(image.convert("RGB")).copy()
-        mean = np.resize(self.preprocessing.mean, 3)  # one channel's for all three
-        values[pixels] = np.round(255 * mean).astype(np.uint8)
-        grey = Image.fromarray(values)
+        grey = greyed(image, pixels, self.preprocessing.mean)
         with torch.no_grad(), evaluation_mode(self.model):
             logits = self.logits_of(~removed)
             *_, like = self.model.parameters()  # the classifier's: a fused trunk's may be bfloat16

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from patchconvnet.errors import OF_ONE_IMAGE
-from patchconvnet.explanation.explainer import Opened, Question, answer, batch_size_for, open_image
+from patchconvnet.explanation.explainer import Opened, Question, answer, open_image
 from patchconvnet.explanation.explanation import Explanation
+from patchconvnet.explanation.refining import batch_size_for
 from patchconvnet.hardware import Threads
 
 MOST_HELD = 64_000_000  # pixels of images as they were, decoded and waiting: 192 MB

@@ -116,6 +116,40 @@ def region_pixels(region: Region, image: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
+def greyed(image: Image.Image, pixels: np.ndarray, mean: Sequence[float]) -> Image.Image:
+    """The image with some of its pixels in one colour.
+
+    Args:
+        image: of any mode.
+        pixels: (H, W) bool.
+        mean: the colour's three channels, or one for all, in 0..1.
+    """
+    values = np.asarray(image.convert("RGB")).copy()
+    values[pixels] = np.round(255 * np.resize(mean, 3)).astype(np.uint8)
+    return Image.fromarray(values)
+
+
+def logits_of_kept(attention: np.ndarray, evidence: np.ndarray, bias: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(K,) float32: the logits of some patches pooled alone, from the maps of all.
+
+    Where one linear classifier reads Σ attention · values, and the attention is one softmax, renormalised over the
+    patches that remain: logit_k = bias_k + Σ evidence_k / Σ attention_k, both over these.
+
+    Args:
+        attention: (1, h, w), or (K, h, w) where each class has its own.
+        evidence: (K, h, w).
+        bias: (K,).
+        kept: (h, w) bool.
+
+    Raises:
+        UserError: the patches that remain have no attention at all.
+    """
+    totals = attention[:, kept].sum(1, dtype=np.float64)
+    if not (totals > 0).all():
+        raise UserError("the patches that remain have no attention, so their answer cannot be computed from the maps.")
+    return (bias + evidence[:, kept].sum(1, dtype=np.float64) / totals).astype(np.float32)
+
+
 def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.ndarray:
     """(h, w) bool: the patches at least half of whose squares, on the image, are among the pixels (H, W).
 
