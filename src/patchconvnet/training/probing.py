@@ -25,6 +25,7 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import device_name, fastest_dtype
 from patchconvnet.models import AttentionClassifier
+from patchconvnet.models.weights import shipped_models
 from patchconvnet.progress_bar import progress_bar
 from patchconvnet.training.calibration import calibrate
 from patchconvnet.training.evaluation import evaluate
@@ -60,7 +61,9 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
     train = data.require("train")
     recipe = with_pooling(recipe)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe, len(data.class_names)).to(device).eval().requires_grad_(False)
+    model = build_model(recipe, len(data.class_names))
+    adopt_pooling(model, recipe)
+    model.to(device).eval().requires_grad_(False)
     console.print(
         f"{recipe.model.name} ({sum(p.numel() for p in model.parameters()):,} parameters, frozen but for its head) on "
         f"{data.name}: {len(train):,} images, {len(data.class_names)} classes, "
@@ -87,11 +90,26 @@ def probe(recipe: Recipe, folder: RunFolder, device: torch.device) -> Path:
 
 
 def with_pooling(recipe: Recipe) -> Recipe:
-    """The recipe with the pooling that is fitted, where its model is not a folder that has one already."""
-    if Path(recipe.model.name).is_dir():
+    """The recipe with the pooling that is fitted; a trained model brings one, which `adopt_pooling` replaces."""
+    if Path(recipe.model.name).is_dir() or recipe.model.name in shipped_models():
         return recipe
     options = {**recipe.model.options, **recipe.probe.pooling}
     return replace(recipe, model=replace(recipe.model, options=options))
+
+
+def adopt_pooling(model: AttentionClassifier, recipe: Recipe) -> None:
+    """Give a network that came with another pooling, a model folder or one that ships, the one that is fitted.
+
+    Raises:
+        UserError: its channels cannot be divided among the recipe's queries.
+    """
+    wanted = recipe.probe.pooling
+    if all(getattr(model.config, name) == value for name, value in wanted.items()):
+        return
+    if model.config.pooling == wanted["pooling"]:
+        model.reset_classifier(model.num_classes, "average")  # or it would keep its queries
+    model.config = replace(model.config, **{name: value for name, value in wanted.items() if name != "pooling"})
+    model.reset_classifier(model.num_classes, wanted["pooling"])
 
 
 def fit_head(model: AttentionClassifier, recipe: Recipe, data: DataSplits, device: torch.device) -> None:

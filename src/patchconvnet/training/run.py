@@ -19,12 +19,10 @@ from patchconvnet.training.launch import agreed
 from patchconvnet.training.learner import Learner
 from patchconvnet.training.monitor import AttentionMonitor
 from patchconvnet.training.optimization import learning_rate
-from patchconvnet.training.probing import class_weights, fit_head, with_pooling
+from patchconvnet.training.probing import adopt_pooling, class_weights, fit_head, with_pooling
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder, Standing
 from patchconvnet.training.sources import build_model, load_data, whiten
-
-READING_FILE = "reading.json"  # how many images were read and skipped
 
 
 class Run:
@@ -61,7 +59,7 @@ class Run:
         self.learner.set_up()
         with agreed(fabric), folder.writing():
             if self.first:
-                write_text(folder.path / READING_FILE, json.dumps(self.data.reading(), indent=1) + "\n")
+                write_text(folder.reading, json.dumps(self.data.reading(), indent=1) + "\n")
 
     def _load_data(self) -> None:
         # the first process of each node goes ahead, since it may download, and warns of unreadable files for all
@@ -81,8 +79,10 @@ class Run:
         if recipe.method == "finetune":
             recipe = with_pooling(recipe)
         model = build_model(recipe, len(self.data.class_names))
-        if recipe.method == "finetune" and not self.folder.has_checkpoint:
-            fit_head(model, recipe, self.data, self.fabric.device)
+        if recipe.method == "finetune":
+            adopt_pooling(model, recipe)
+            if not self.folder.has_checkpoint:
+                fit_head(model, recipe, self.data, self.fabric.device)
         model.metadata.temperature = 1.0  # of a model folder that training starts from
         if recipe.model.whiten:
             whiten(model, recipe, self.batches.source, len(images))

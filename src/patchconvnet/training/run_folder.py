@@ -36,7 +36,8 @@ Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = "lock"
-_BEGINNING = {RECIPE_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
+READING_FILE = "reading.json"  # how many images were read and skipped
+_BEGINNING = {RECIPE_FILE, READING_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
 MODEL_FILES = ("config.json", "model.safetensors", "README.md")
 _FIELDS_OF_EVERY_RUN = {"data", "model", "preprocessing", "augmentation", "optimization", "epochs", "seed"}
 # fields that may differ when a run is resumed: those that do not change the weights, and the run's length
@@ -140,6 +141,7 @@ class RunFolder:
         self.best = path / "best"
         self.attention = path / "attention"
         self.curves = path / "curves.png"
+        self.reading = path / READING_FILE
         self._recipe = path / RECIPE_FILE
         self._metrics = path / "metrics.csv"
 
@@ -365,6 +367,7 @@ class RunFolder:
             self._recipe,
             self._metrics,
             self.curves,
+            self.reading,
             self.checkpoint,
             self.previous,
             *(self.best / name for name in MODEL_FILES),
