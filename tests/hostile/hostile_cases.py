@@ -138,6 +138,7 @@ def _data() -> list[Case]:
                 (["--data", "folder:data/flat", "--out", "data"], "not an empty folder"),
                 (["--data", "folder:data/flat", "--out", "a_file/x"], "cannot write"),
                 (["--data", "folder:data/flat", "--out", "new", "--workers", "0"], "workers is 0"),
+                (["--data", "folder:data/flat", "--out", "new", "--max-bad", "few"], "max_bad is 'few'"),
                 (["--data", "folder:data/flat", "--out", "new", "--resize=-1"], "resize is -1"),
                 (["--data", "folder:data/flat", "--out", "new", "--images-per-shard", "0"], "images_per_shard is 0"),
             )
@@ -540,6 +541,8 @@ def _bulk() -> list[Case]:
         (["--readers=0"], "--readers is 0"),
         (["--readers=1000000000"], "from 1 to 1,024"),
         (["--actors=-1"], "--actors is -1"),
+        (["--max-bad=many"], "max_bad is 'many'"),
+        (["--max-bad=1", "--engine=ray"], "--max-bad is for --engine local"),
         (["--threads=0"], "threads is 0"),
         (["--maps=both"], "one of none, attention, evidence"),
         (["--engine=spark"], "one of local, ray"),
@@ -557,7 +560,8 @@ def _bulk() -> list[Case]:
     data = {
         "absent": "unknown dataset", "folder:absent": "there is no folder", "folder:": "names no folder", "": "there is no data",
         "nul\0": "there is no data", "a_file": "unknown dataset", "folder:a_file": "is a file", "data/empty": "no images in",
-        "digit": "Did you mean",
+        "digit": "Did you mean", "csv:absent.csv": "there is no file", "csv:images/random.png": "images/random.png",
+        "wds:images/text.jpg": "no tar file", "parquet:data/flat": "no Parquet files in", "csv:a_file": "has no column 'image'",
     }  # fmt: skip
     return [
         Case("bulk", on_images, (0,), "could not be predicted"),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from small_runs import MICRO, assert_same_weights, checkpoint, kept, micro, rows, run, untimed
 
+from patchconvnet import files
 from patchconvnet.data import datasets
 from patchconvnet.errors import UserError
 from patchconvnet.training import run_folder
@@ -79,7 +80,7 @@ def test_a_second_training_is_refused_until_the_first_is_dead(tmp_path: Path) ->
 
 
 def test_without_locks_there_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     folder = RunFolder(tmp_path / "run")
     with pytest.warns(UserWarning, match="has no file locks .*, so nothing keeps a second training"):
         folder.open(MICRO, "no")

@@ -3,11 +3,16 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from patchconvnet.bulk.parts import PartsFolder
 from patchconvnet.bulk.predictor import Predictor
 from patchconvnet.bulk.work import Work, parts_of
+from patchconvnet.errors import UserError
 from patchconvnet.hardware import Threads
+
+if TYPE_CHECKING:
+    import pyarrow
 
 PARTS_WAITING = 1  # to be written while the next one is computed; beyond, the network waits for the disk
 
@@ -21,6 +26,7 @@ def predict_locally(
     readers: int,
     threads: Threads | None = None,
     on_images: Callable[[int], None] | None = None,
+    most_failed: int | None = None,
 ) -> None:
     """Make the parts that are not there yet.
 
@@ -32,15 +38,20 @@ def predict_locally(
         readers: threads that decode.
         threads: is told how long batches take.
         on_images: is called with the number of images done, after each batch.
+        most_failed: images that may get an error instead of an answer, those of earlier runs included; the part that
+            exceeds it is not written.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or more images failed than may.
     """
+    _, failed = folder.progress() if most_failed is not None else (0, 0)
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
         writing: deque[Future[None]] = deque()
         parts = parts_of(work, part_size, folder.done())
         for number, count, table in predictor.tables(work, parts, readers=readers, threads=threads):
             if table is not None:
+                if most_failed is not None:
+                    failed += _check_failed(table, failed, most_failed)
                 writing.append(writer.submit(folder.write, number, table))
                 while len(writing) > PARTS_WAITING:
                     writing.popleft().result()
@@ -48,3 +59,19 @@ def predict_locally(
                 on_images(count)
         for each in writing:
             each.result()
+
+
+def _check_failed(table: "pyarrow.Table", before: int, most: int) -> int:
+    """How many images of a part failed.
+
+    Raises:
+        UserError: with those before them they are more than may.
+    """
+    errors = [pair for pair in zip(table["id"].to_pylist(), table["error"].to_pylist(), strict=True) if pair[1]]
+    if errors and before + len(errors) > most:
+        name, why = errors[-1]
+        raise UserError(
+            f"{before + len(errors):,} images could not be predicted, {most:,} may fail (--max-bad); the last is "
+            f"{name}: {why}. Their part is not written; the same command tries it again"
+        )
+    return len(errors)

@@ -60,11 +60,18 @@ class PartsFolder:
         """Write one part, aside first and then renamed.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the disk is full or the folder cannot be written.
         """
         import pyarrow.parquet
 
-        write_atomic(self._path(number), lambda part: pyarrow.parquet.write_table(table, part, compression="zstd"))
+        path = self._path(number)
+        try:
+            write_atomic(path, lambda part: pyarrow.parquet.write_table(table, part, compression="zstd"))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {first_line(error)}; the files beside it are whole, and the same command goes "
+                "on with the others"
+            ) from error
 
     def progress(self) -> tuple[int, int]:
         """Images that have a row, and those among them that could not be predicted."""

@@ -1,11 +1,13 @@
 """What there is to predict: images in a fixed order, each with a name of its own and, where it is known, a label.
 
-A folder is walked anew each time it is asked for, so that its images are never all held at once.
+A folder is walked anew each time it is asked for, so that its images are never all held at once; of a source the names
+of its images are held.
 """
 
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from patchconvnet.data.image_paths import LeftOut, class_name, images_below, read_heif
+from patchconvnet.data.image_paths import LeftOut, class_name, file_size, images_below, read_heif
 from patchconvnet.data.images import read_image
-from patchconvnet.data.labelled_images import StoredImages
+from patchconvnet.data.labelled_images import StoredImages, opened
+from patchconvnet.data.sources.listing import Listing, name_of, place_of_class
 from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName
 from patchconvnet.errors import UserError
 
@@ -89,7 +92,7 @@ class FolderWork:
         read_heif()
         digest, self.count, left_out = hashlib.sha256(), 0, LeftOut()
         for path in images_below(self._folder, left_out, in_order=True):
-            digest.update(f"{self._id(path)}\0{_size(path)}\0".encode())
+            digest.update(f"{self._id(path)}\0{file_size(path)}\0".encode())
             self.count += 1
         if not self.count:
             raise UserError(f"no images in {folder}; it has {'; '.join(left_out.kinds()) or 'no files'}.")
@@ -115,15 +118,79 @@ class FolderWork:
         return self._labels.get(folders[0], NO_LABEL) if folders else NO_LABEL
 
 
+class ListedWork:
+    """The images of a source, in its own order; with labels where it has classes that the model knows.
+
+    A row is called as the image's file in a folder of classes is, "cat/01.jpg", or by its place where the source has no
+    names or has the same one twice.
+
+    Args:
+        listing: what the source lists.
+        name: of the source.
+        class_names: of the model.
+        split: of those that the source has; "all" for all of its images.
+
+    Raises:
+        UserError: there are no images.
+    """
+
+    def __init__(self, listing: Listing, name: str, class_names: Sequence[str], split: SplitName = "all"):
+        self.name = name if split == "all" else f"{name}, {split}"
+        self._store = listing.store
+        read_heif()
+        places = {known: index for index, known in enumerate(class_names)}
+        own = {known: index for index, known in enumerate(listing.class_names or ())}
+        splits = listing.splits
+        self._rows = [row for row in range(len(listing.labels)) if split == "all" or (splits and splits[row] == split)]
+        self.count = len(self._rows)
+        if not self.count:
+            raise UserError(f"there are no images in {self.name}.")
+        classes = []
+        for row in self._rows:
+            label = listing.labels[row]
+            at = place_of_class(label, own, numbered=True) if listing.class_names else None
+            word = listing.class_names[at] if listing.class_names and at is not None else label
+            classes.append("" if word is None else class_name(str(word)))
+        self._labels = [places.get(each, NO_LABEL) for each in classes]
+        names = [self._name(row, listing.paths[row], its) for row, its in zip(self._rows, classes, strict=True)]
+        used = Counter(names)
+        self._ids = [
+            each if used[each] == 1 else class_name(self._store.place(row))
+            for row, each in zip(self._rows, names, strict=True)
+        ]
+        digest = hashlib.sha256(json.dumps([self.name, list(class_names)]).encode())
+        for row, each, label in zip(self._rows, self._ids, self._labels, strict=True):
+            digest.update(f"{each}\0{label}\0{self._store.size(row)}\0".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def items(self) -> Iterator[Item]:
+        """See `Work`."""
+        for row, name, label in zip(self._rows, self._ids, self._labels, strict=True):
+            yield Item(name, label, row)
+
+    def read(self, item: Item) -> Image.Image:
+        """See `Work`."""
+        row = int(item.source)
+        return read_image(opened(self._store.encoded(row), self._store.place(row)))
+
+    def _name(self, row: int, path: str | None, its_class: str) -> str:
+        if not path:
+            return class_name(self._store.place(row))
+        return class_name(name_of(path, its_class, "")) if its_class else class_name(path)
+
+
 class SplitWork:
-    """The images of one split of a data set, each with its label.
+    """The images of one split of a data set, with labels where the model knows their classes.
 
     Args:
         data: the data set.
         split: the split's name.
+        class_names: of the model.
     """
 
-    def __init__(self, data: DataSplits, split: SplitName):
+    def __init__(self, data: DataSplits, split: SplitName, class_names: Sequence[str]):
+        places = {known: index for index, known in enumerate(class_names)}
+        self._places = [places.get(known, NO_LABEL) for known in data.class_names]
         self.name = f"{data.name}, {split}"
         self._split = data.require(split)
         self._prefix = f"{data.name}/{split}/"
@@ -134,7 +201,7 @@ class SplitWork:
     def items(self) -> Iterator[Item]:
         """See `Work`."""
         for index, label in enumerate(self._split.labels.tolist()):
-            yield Item(self._id(index), label, index)
+            yield Item(self._id(index), self._places[label], index)
 
     def read(self, item: Item) -> Image.Image:
         """See `Work`."""
@@ -144,13 +211,6 @@ class SplitWork:
         if isinstance(self._split, StoredImages):
             return class_name(self._split.place(index))
         return f"{self._prefix}{index}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a link to nowhere, whose row will say so
-        return -1
 
 
 def parts_of(work: Work, size: int, done: "frozenset[int] | set[int]" = frozenset()) -> Iterator[Part]:

@@ -26,6 +26,7 @@ def predict(
     out: Path,
     split: Literal["auto", "train", "validation", "test", "all"] = "auto",
     root: str | None = None,
+    max_bad: str | None = None,
     weights: Path | None = None,
     size: Size = None,
     top: int = 5,
@@ -51,10 +52,13 @@ def predict(
     Args:
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
             patchconvnet_s60.fb_in1k, any timm model such as resnet50, a hub id (owner/name), or an .onnx file.
-        data: a folder of images, or a data set: cifar10, cifar100, digits or folder:PATH.
+        data: a folder of images, or a data set: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME
+            or wds:PATTERN; images of a folder or a source need no labels.
         out: folder for the Parquet files and predict.json.
-        split: which images; auto is all of a folder, and the test split of others.
+        split: which images; auto is all of a folder or a source, and the test split of others.
         root: where CIFAR is kept or downloaded to.
+        max_bad: stop when more images than this, such as 0.1% or 20, could not be read or answered; by default any
+            number may have an error in their rows. Only with the engine local.
         weights: a checkpoint of the timm model or variant that --model names: .safetensors, or a PyTorch file.
         size: another network input, such as 96 or 64x48 (height x width).
         top: how many of the likeliest classes are written.
@@ -77,7 +81,9 @@ def predict(
     from patchconvnet.bulk.predictor import ModelChoice, Predictor, Settings
     from patchconvnet.bulk.ray_engine import predict_on_ray
     from patchconvnet.bulk.work import describe
+    from patchconvnet.data.readable import allowed
     from patchconvnet.explanation.drawing import usable_cores
+    from patchconvnet.files import locked_folder
     from patchconvnet.hardware import Threads, check_threads
 
     check_pyarrow()
@@ -85,6 +91,10 @@ def predict(
     _check_count("part-size", part_size, LARGEST_PART)
     _check_count("readers", readers, MOST_READERS)
     _check_count("actors", actors, MOST_ACTORS)
+    if max_bad is not None:
+        allowed(max_bad, 1)
+        if engine == "ray":
+            raise UserError("--max-bad is for --engine local: on a cluster parts are written before they are counted")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     choice = ModelChoice(_place_of(model), None if weights is None else weights.absolute(), device)
     settings = Settings(top, maps, embeddings, embedding_dtype, size)
@@ -93,23 +103,25 @@ def predict(
     about = predictor.describe(model)
     about["data"] = describe(work)
     about["settings"]["part_size"] = part_size
-    folder = PartsFolder(out.absolute(), about)
-    before, _ = folder.progress()
-    if before:
-        console.print(f"{printable(out)}: {before:,} of {work.count:,} images are there already")
-    began = time.perf_counter()
-    with _Progress(console, work.count, before) as progress:
-        if engine == "ray":
-            count = None if actors == "auto" else actors
-            predict_on_ray(choice, settings, work, folder, part_size, actors=count, on_images=progress.advance)
-        else:
-            predict_locally(
-                predictor, work, folder, part_size, readers=usable_cores() if readers == "auto" else readers,
-                threads=Threads(threads, choice.device if choice.device != "auto" else "cpu"),
-                on_images=progress.advance,
-            )  # fmt: skip
-    seconds = time.perf_counter() - began
-    failed = folder.finish(work.count, seconds)
+    most_failed = None if max_bad is None else allowed(max_bad, work.count)
+    with locked_folder(out.absolute(), "prediction"):
+        folder = PartsFolder(out.absolute(), about)
+        before, _ = folder.progress()
+        if before:
+            console.print(f"{printable(out)}: {before:,} of {work.count:,} images are there already")
+        began = time.perf_counter()
+        with _Progress(console, work.count, before) as progress:
+            if engine == "ray":
+                count = None if actors == "auto" else actors
+                predict_on_ray(choice, settings, work, folder, part_size, actors=count, on_images=progress.advance)
+            else:
+                predict_locally(
+                    predictor, work, folder, part_size, readers=usable_cores() if readers == "auto" else readers,
+                    threads=Threads(threads, choice.device if choice.device != "auto" else "cpu"),
+                    on_images=progress.advance, most_failed=most_failed,
+                )  # fmt: skip
+        seconds = time.perf_counter() - began
+        failed = folder.finish(work.count, seconds)
     done = work.count - before
     rate = f", {done / seconds:,.1f} images/s" if done else ""
     console.print(f"{printable(out)}: {work.count:,} images in {-(-work.count // part_size):,} files{rate}")
@@ -142,8 +154,10 @@ def _place_of(model: str) -> str:
 def _work(data: str, split: Any, root: str | None, predictor: Any) -> "Work":
     import os
 
-    from patchconvnet.bulk.work import FolderWork, SplitWork
+    from patchconvnet.bulk.work import FolderWork, ListedWork, SplitWork
+    from patchconvnet.data.datasets import open_listing
     from patchconvnet.data.held_out import load_held_out
+    from patchconvnet.data.sources.names import is_source
 
     if not data or "\0" in data:
         raise UserError(f"there is no data {data!r}")
@@ -153,8 +167,13 @@ def _work(data: str, split: Any, root: str | None, predictor: Any) -> "Work":
         raise UserError("folder: names no folder; give folder:PATH")
     if is_folder and split in ("auto", "all"):
         return FolderWork(Path(root or "", os.path.expanduser(path)), predictor.class_names)
+    if is_source(data):
+        listing = open_listing(data, root)
+        if split in ("auto", "all") or listing.splits is not None:
+            return ListedWork(listing, data, predictor.class_names, "all" if split == "auto" else split)
     name = f"folder:{path}" if is_folder else data
-    return SplitWork(*load_held_out(name, split, predictor.provenance, root=root, show_progress=True))
+    chosen = load_held_out(name, split, predictor.provenance, root=root, show_progress=True)
+    return SplitWork(*chosen, predictor.class_names)
 
 
 @dataclass

@@ -15,6 +15,7 @@ def shard(
     resize: int | None = None,
     images_per_shard: int = 1000,
     workers: int = 2,
+    max_bad: str | None = None,
 ) -> int:
     """Write a data set as tar files that train, evaluate and audit read with --data wds:OUT.
 
@@ -30,6 +31,8 @@ def shard(
         resize: shorter side that larger images get, in pixels; by default their files are kept as they are.
         images_per_shard: images in one tar file.
         workers: threads that read, resize and write.
+        max_bad: how many unreadable images may be left out, such as 0.1% or 20; by default any number of a
+            folder's, and none of another source's.
     """
     from patchconvnet.data.sources.shards import write_shards
     from patchconvnet.progress_bar import progress_bar
@@ -38,7 +41,7 @@ def shard(
         task = bar.add_task("shards", total=None)
         written = write_shards(
             data, out, root=root, resize=resize, images_per_shard=images_per_shard, workers=workers,
-            on_shard=lambda done, total: bar.update(task, completed=done, total=total),
+            max_bad=max_bad,             on_shard=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     already = f" ({written.already} of them were there)" if written.already else ""
     print(f"{printable(out)}: {written.images:,} images in {written.shards:,} tar files{already}")

@@ -139,6 +139,14 @@ def images_below(folder: Path, left_out: LeftOut, *, in_order: bool = False) -> 
                 left_out.endings[os.path.splitext(name)[1].lower()] += 1
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file; −1 where there is none, as of a link to nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its name, or else by its first bytes."""
     suffix = path.suffix.lower()

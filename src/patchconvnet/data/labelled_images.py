@@ -188,6 +188,9 @@ class Store(Protocol):
     def place(self, row: int) -> str:
         """Where that is, for people."""
 
+    def size(self, row: int) -> int:
+        """Bytes of the image of a row, found without reading it; −1 where that can't be told."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageRecords(StoredImages):

@@ -10,11 +10,10 @@ import io
 import os
 import pickle
 import shutil
-import socket
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -23,19 +22,13 @@ import torch
 import yaml
 
 from patchconvnet.errors import UserError, first_line
-from patchconvnet.files import aside, write_atomic, write_text
+from patchconvnet.files import LOCK_FILE, aside, lock_folder, write_atomic, write_text
 from patchconvnet.models.weights import in_present_words
 from patchconvnet.training.recipe import Recipe, read_recipe, read_yaml
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 Resume = Literal["no", "yes", "auto"]
 
 RECIPE_FILE = "recipe.yaml"
-LOCK_FILE = "lock"
 READING_FILE = "reading.json"  # how many images were read and skipped
 _BEGINNING = {RECIPE_FILE, READING_FILE, "attention", "tensorboard", "checkpoints"}  # of a run without a checkpoint yet
 MODEL_FILES = ("config.json", "model.safetensors", "README.md")
@@ -155,7 +148,7 @@ class RunFolder:
         self._check(recipe, resume)
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            self._acquire_lock()
+            self._lock = lock_folder(self.path, "training")
         try:
             self._check(recipe, resume)  # again: another training may have begun and ended in between
             with self.writing():
@@ -188,39 +181,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def _acquire_lock(self) -> None:
-        """Hold `lock` until `close` or this process's end, whatever ends it.
-
-        A record lock, not flock's: a reader process that was forked from a killed training does not keep it, and NFS
-        has it where its lock service runs.
-        """
-        file = (self.path / LOCK_FILE).open("a+b")
-        try:
-            if fcntl is None:
-                raise OSError("this system has no fcntl")
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: held
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip()
-            file.close()
-            raise UserError(
-                f"another training{f' ({holder})' if holder else ''} is writing into {self.path}; wait for its end or "
-                "stop it, or choose another --out"
-            ) from None
-        except OSError as error:
-            file.close()
-            warnings.warn(
-                f"the file system of {self.path} has no file locks ({error.strerror or error}), so nothing keeps a "
-                "second training from writing into the same folder",
-                stacklevel=2,
-            )
-            return
-        self._lock = file
-        with suppress(OSError):  # a full disk: the lock holds without a name
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            file.flush()
 
     def _check(self, recipe: Recipe, resume: Resume) -> None:
         with self.writing():

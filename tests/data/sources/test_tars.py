@@ -1,6 +1,7 @@
 """Tar files: of webdataset's own writer, on the disk and from a server that breaks off; cut ones; those we write."""
 
 import http.server
+import json
 import subprocess
 import sys
 import threading
@@ -183,3 +184,38 @@ def test_a_killed_writing_goes_on(tmp_path: Path) -> None:
     data = load(f"wds:{tmp_path / 'shards'}?verify=yes")
     expected = load(f"folder:{tmp_path / 'images'}")
     assert data.fingerprint()["all images"] == expected.fingerprint()["all images"]
+
+
+def test_two_writings_into_one_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    holding = (
+        "import pathlib, sys, time; from patchconvnet.files import locked_folder\n"
+        "with locked_folder(pathlib.Path(sys.argv[1]), 'writing of shards'):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    out = tmp_path / "shards"
+    first = subprocess.Popen([sys.executable, "-c", holding, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        refuses_to_write(folder, out, rf"another writing of shards \(process {first.pid} on .*is writing into")
+        assert sorted(file.name for file in out.iterdir()) == ["lock"]
+    finally:
+        first.kill()
+        first.communicate()
+    assert write_shards(f"folder:{folder}", out).images == 34
+
+
+def test_bad_images_are_left_out_of_shards_within_the_budget(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for path in folder.rglob("*.*"):
+        copy = images / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (images / "cat" / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"1 of 35 files .*bad\.jpg"):
+        write_shards(f"folder:{images}", tmp_path / "shards", max_bad="0")
+    with pytest.warns(UserWarning, match=r"bad\.jpg"):
+        assert write_shards(f"folder:{images}", tmp_path / "shards", max_bad="3%").images == 34
+    reading = json.loads((tmp_path / "shards" / "index.json").read_text())["reading"]
+    assert reading["read"] + reading["skipped"] + reading["failed"] == reading["total"] == 35
+    assert reading["left out"] == [str(images / "cat" / "bad.jpg")]

@@ -5,12 +5,14 @@ its own cache ($HF_HOME).
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchconvnet.data.image_paths import file_size
 from patchconvnet.data.readable import listed
 from patchconvnet.data.sources.columns import chosen_columns, class_names
 from patchconvnet.data.sources.listing import Listing, split_of
@@ -49,6 +51,31 @@ class ArrowStore:
 
     def place(self, row: int) -> str:
         return f"{self.where} row {row}"
+
+    def size(self, row: int) -> int:
+        return self._sizes[row]
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        """Of all images: of bytes from Arrow's offsets, without the bytes."""
+        import pyarrow
+        import pyarrow.compute
+
+        sizes: list[int] = []
+        for table in self.rows.with_format("arrow").iter(batch_size=10_000):
+            column = table[self.column].combine_chunks()
+            column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
+            paths = pyarrow.nulls(len(column))
+            if pyarrow.types.is_struct(column.type):
+                column, paths = column.field("bytes"), column.field("path")
+            elif pyarrow.types.is_string(column.type):
+                column, paths = pyarrow.nulls(len(column), pyarrow.binary()), column
+            lengths = pyarrow.compute.binary_length(column).to_pylist()
+            sizes += [
+                file_size(self.folder / path) if path and length is None else -1 if length is None else length
+                for length, path in zip(lengths, paths.to_pylist(), strict=True)
+            ]
+        return sizes
 
 
 def read_hf(source: SourceName, root: str | os.PathLike[str] | None) -> Listing:

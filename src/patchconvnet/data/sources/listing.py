@@ -7,7 +7,7 @@ source has no names, by its content.
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Listing:
                 "least two classes."
             )
         places = {name: place for place, name in enumerate(names)}
-        found = [_class_of(label, places, numbered=self.class_names is not None) for label in self.labels]
+        found = [place_of_class(label, places, numbered=self.class_names is not None) for label in self.labels]
         unknown = sorted({str(label) for label, place in zip(self.labels, found, strict=True) if place is None})
         if unknown:
             raise UserError(f"{self.where} has classes that are not among its names of classes: {listed(unknown)}.")
@@ -179,8 +179,14 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def _class_of(label: str | int | None, places: dict[str, int], *, numbered: bool) -> int | None:
-    """Where a label is among the classes; a number counts from the first of them where the source names them."""
+def place_of_class(label: str | int | None, places: Mapping[str, int], *, numbered: bool) -> int | None:
+    """Where a label is among the classes, or None.
+
+    Args:
+        label: a name or a number.
+        places: of the names.
+        numbered: whether a number that is no name counts from the first of them.
+    """
     if str(label) in places:
         return places[str(label)]
     if numbered and re.fullmatch(r"\d{1,9}", str(label)) and int(str(label)) < len(places):

@@ -22,7 +22,7 @@ from patchconvnet.data.labelled_images import Images, opened
 from patchconvnet.data.sources.tars import INDEX_FILE, digest_of
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError, first_line
-from patchconvnet.files import write_atomic, write_text
+from patchconvnet.files import LOCK_FILE, aside, locked_folder, write_atomic, write_text
 
 PLAN_FILE = "plan.json"
 QUALITY = 95  # of a JPEG that was resized
@@ -52,6 +52,7 @@ def write_shards(
     resize: int | None = None,
     images_per_shard: int = 1000,
     workers: int = 2,
+    max_bad: str | None = None,
     show_progress: bool = False,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> Written:
@@ -64,6 +65,7 @@ def write_shards(
         resize: length of the shorter side that larger images get; by default the bytes of their files are kept.
         images_per_shard: images in one tar file.
         workers: threads that read, resize and write.
+        max_bad: how many unreadable images may be left out, as for `load`.
         show_progress: whether to draw a progress bar while the images are checked.
         on_shard: called with the number of shards done and of all.
 
@@ -71,20 +73,34 @@ def write_shards(
         How much there is now.
 
     Raises:
-        UserError: the data set cannot be loaded, the folder holds another one or cannot be written, or a number does
-            not fit.
+        UserError: the data set cannot be loaded, the folder holds another one or cannot be written, another process
+            writes into it, or a number does not fit.
     """
     for what, value, most in (("workers", workers, 1024), ("images_per_shard", images_per_shard, 10**7)):
         if not 1 <= value <= most:
             raise UserError(f"{what} is {value}; it must be from 1 to {most:,}.")
     if resize is not None and not 1 <= resize <= 10_000:
         raise UserError(f"resize is {resize}; give the shorter side in pixels, from 1 to 10,000.")
-    data = datasets.load(name, root=root, validation=0, show_progress=show_progress)
+    data = datasets.load(name, root=root, validation=0, max_bad=max_bad, show_progress=show_progress)
     parts: dict[str, Split] = {"all": data.require("all")} if data.drawn or name == "digits" else _own_splits(data)
     shards = [shard for split, images in parts.items() for shard in _planned(split, len(images), images_per_shard)]
     fingerprint = {k: v for k, v in data.fingerprint().items() if k in ("class names", "all images", "all contents")}
     plan = {"fingerprint": fingerprint, "resize": resize, "images_per_shard": images_per_shard}
-    _claim(out, plan)
+    _check_folder(out)
+    with locked_folder(out, "writing of shards"):
+        _claim(out, plan)
+        return _write_all(data, parts, shards, out, resize, workers, on_shard)
+
+
+def _write_all(
+    data: DataSplits,
+    parts: dict[str, Split],
+    shards: list[Shard],
+    out: Path,
+    resize: int | None,
+    workers: int,
+    on_shard: Callable[[int, int], None] | None,
+) -> Written:
     records = {shard.file: out / f".{shard.file}.json" for shard in shards}
     open_shards = [shard for shard in shards if not _is_written(out / shard.file, records[shard.file])]
     done = len(shards) - len(open_shards)
@@ -106,6 +122,7 @@ def write_shards(
         "class_names": data.class_names,
         "splits": "all" not in parts,
         "images": sum(map(len, parts.values())),
+        "reading": data.reading(),
         "resize": resize,
         "shards": [json.loads(records[shard.file].read_text()) for shard in shards],
     }
@@ -126,6 +143,7 @@ def _planned(split: str, count: int, size: int) -> list[Shard]:
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Begin a folder, or make sure that it is of the same data and options."""
+    _check_folder(out)
     path = out / PLAN_FILE
     if path.is_file():
         try:
@@ -135,9 +153,15 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         if before != plan:
             raise UserError(f"{out} holds shards of other images or of other options; give another folder.")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; give a new one.")
     write_text(path, json.dumps(plan) + "\n")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse what is neither empty nor holds shards, before anything is written into it."""
+    if not out.exists() or (out / PLAN_FILE).is_file():
+        return
+    if not out.is_dir() or {file.name for file in out.iterdir()} - {LOCK_FILE, aside(out / PLAN_FILE).name}:
+        raise UserError(f"{out} is not an empty folder; give a new one.")
 
 
 def _is_written(path: Path, record: Path) -> bool:

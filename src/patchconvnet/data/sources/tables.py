@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchconvnet.data.image_paths import file_size
 from patchconvnet.data.sources.columns import chosen_columns, class_names
 from patchconvnet.data.sources.listing import Listing, split_of
 from patchconvnet.data.sources.names import SourceName, missing_package
@@ -35,6 +36,9 @@ class PathStore:
 
     def place(self, row: int) -> str:
         return str(self.encoded(row))
+
+    def size(self, row: int) -> int:
+        return file_size(self.encoded(row))
 
 
 def read_csv(source: SourceName, root: str | os.PathLike[str] | None) -> Listing:

@@ -64,6 +64,9 @@ class TarStore:
             raise UserError(f"{self.place(row)} is cut off")
         return content
 
+    def size(self, row: int) -> int:
+        return self.members[row].size
+
     def place(self, row: int) -> str:
         member = self.members[row]
         return f"{self.files[member.file]}::{member.key}"
