@@ -119,11 +119,11 @@ def assert_each_image_once(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_is_killed_and_the_job_ends_as_if_it_had_not_been(folder: Path, undisturbed: Path) -> None:
-    done = torchrun(folder, 2, restarts=4, kills="44:1")  # gloo may fail to connect
+    done = torchrun(folder, 2, restarts=4, kills="44:1")  # connecting again may fail, see docs/faults.md
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "44").exists()
     assert "resuming in epoch 2, after 144 of its 360 images" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert "[rank" not in done.stderr
     assert_same_weights(checkpoint(folder / "run")["model"], checkpoint(undisturbed)["model"])
     assert_same_weights(kept(folder / "run"), kept(undisturbed))
     assert untimed(folder / "run") == untimed(undisturbed)

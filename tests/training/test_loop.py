@@ -39,6 +39,7 @@ from patchconvnet.training import learner, loop
 from patchconvnet.training import run as run_module
 from patchconvnet.training.epoch_batches import mix
 from patchconvnet.training.evaluation import Evaluation, evaluate
+from patchconvnet.training.learner import Learner
 from patchconvnet.training.loop import train
 from patchconvnet.training.optimization import warmup_cosine
 from patchconvnet.training.progress import TrainingProgress
@@ -688,6 +689,31 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
         if limit is tiny_disk:
             (disk / "filler").unlink()
             run(MICRO, disk / "run", resume="auto")
+            assert_same_weights(kept(disk / "run"), kept(whole_run))
+
+
+@pytest.mark.parametrize("limit", [tiny_disk, small_files])
+def test_a_disk_that_fills_within_an_epoch_leaves_a_whole_checkpoint(
+    limit: Any, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by the thread that writes in the background."""
+    recipe, disk, update = micro(checkpoint_every="1 step"), tmp_path / "disk", Learner.update
+    with limit(disk) as make_full:
+
+        def filling(learner: Learner, batches: Any, step: int, rate: float) -> Any:
+            if step == 3:
+                make_full()
+            return update(learner, batches, step, rate)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "update", filling)
+            with pytest.raises(UserError, match=r"cannot write.*last\.ckpt is as it was.*--resume auto --out"):
+                run(recipe, disk / "run")
+        assert 0 < checkpoint(disk / "run")["part"]["images"] <= 3 * 64
+        assert not list((disk / "run").rglob("*.part"))
+        if limit is tiny_disk:
+            (disk / "filler").unlink()
+            run(recipe, disk / "run", resume="auto")
             assert_same_weights(kept(disk / "run"), kept(whole_run))
 
 

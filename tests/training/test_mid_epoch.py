@@ -27,7 +27,7 @@ from small_runs import (
 from patchconvnet.errors import UserError
 from patchconvnet.training.learner import Learner
 from patchconvnet.training.recipe import Recipe
-from patchconvnet.training.termination import Terminated
+from patchconvnet.training.termination import Terminated, Termination
 
 RECIPES = {
     "everything random": micro(
@@ -158,6 +158,21 @@ def test_sigterm_saves_the_step_and_ends(tmp_path: Path, monkeypatch: pytest.Mon
     assert (checkpoint(tmp_path / "run")["epoch"], checkpoint(tmp_path / "run")["part"]["images"]) == (1, 3 * 64)
     run(recipe, tmp_path / "run", resume="yes")
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_sigterm_that_reader_processes_get_too_is_no_error() -> None:
+    """torchrun and SLURM send it to all of them, and torch's loader then raises an error in the first one's place."""
+
+    def get_it() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise RuntimeError("DataLoader worker (pid 14897) is killed by signal: Terminated.")
+
+    with pytest.raises(Terminated), Termination():
+        get_it()
+    with pytest.raises(RuntimeError, match="something else"), Termination():
+        raise RuntimeError("something else")
 
 
 def test_training_in_a_thread_leaves_signals_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -201,6 +202,26 @@ def test_a_checkpoint_of_something_else_is_a_sentence(damage: object, words: str
     torch.save(state, folder / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=words):
         run(MICRO, folder, resume="yes")
+
+
+class Payload:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_what_is_pickled_in_a_checkpoint_is_not_run(folder: Path, tmp_path: Path) -> None:
+    state, file = checkpoint(folder), tmp_path / "made by the payload"
+    torch.save({**state, "threads": Payload(file)}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
+        run(MICRO, folder, resume="yes")
+    assert not file.exists()
+    torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    assert file.exists()  # it would have been
 
 
 def test_an_image_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ class Terminated(SystemExit):
 class Termination:
     """While it is entered SIGTERM raises `Terminated` at once, or sets `requested` where `deferred` is set.
 
-    A second SIGTERM is not deferred. Outside of the main thread, which alone gets signals, nothing is changed.
+    A second SIGTERM is not deferred. What goes wrong while `Terminated` is on its way, such as the end of reader
+    processes that got the signal too, is left unsaid. Outside of the main thread, which alone gets signals, nothing is
+    changed.
     """
 
     def __init__(self) -> None:
-        self.deferred = self.requested = False
+        self.deferred = self.requested = self._raised = False
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -30,11 +32,14 @@ class Termination:
             self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+        if self._raised and kind is not None and not issubclass(kind, Terminated):
+            raise Terminated from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.deferred or self.requested:
+            self._raised = True
             raise Terminated
         self.requested = True
