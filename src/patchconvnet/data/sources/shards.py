@@ -19,6 +19,7 @@ from PIL import Image
 from patchconvnet.data import datasets
 from patchconvnet.data.images import read_image
 from patchconvnet.data.labelled_images import Images, opened
+from patchconvnet.data.readable import allowed
 from patchconvnet.data.sources.tars import INDEX_FILE, digest_of
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError, first_line
@@ -81,6 +82,7 @@ def write_shards(
             raise UserError(f"{what} is {value}; it must be from 1 to {most:,}.")
     if resize is not None and not 1 <= resize <= 10_000:
         raise UserError(f"resize is {resize}; give the shorter side in pixels, from 1 to 10,000.")
+    allowed(max_bad or "0", 1)  # refused although there may be no bad image
     data = datasets.load(name, root=root, validation=0, max_bad=max_bad, show_progress=show_progress)
     parts: dict[str, Split] = {"all": data.require("all")} if data.drawn or name == "digits" else _own_splits(data)
     shards = [shard for split, images in parts.items() for shard in _planned(split, len(images), images_per_shard)]
