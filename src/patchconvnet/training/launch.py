@@ -1,5 +1,6 @@
 """Where a training runs: devices, processes and precision, all of which Lightning Fabric arranges."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,15 @@ def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
         fabric.launch()
     except (ValueError, RuntimeError, MisconfigurationException) as error:  # devices that are not there
         raise UserError(f"cannot train on {count} × {hardware.accelerator}: {error}") from error
+    if fabric.world_size > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End gloo's threads, which can abort a process whose work is done. Fabric ends NCCL's."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
