@@ -142,7 +142,6 @@ def test_a_rank_is_killed_and_the_job_ends_as_if_it_had_not_been(folder: Path, u
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "44").exists()
     assert "resuming in epoch 2, after 144 of its 360 images" in done.stdout
-    assert "[rank" not in done.stderr
     assert_same_weights(checkpoint(folder / "run")["model"], checkpoint(undisturbed)["model"])
     assert_same_weights(kept(folder / "run"), kept(undisturbed))
     assert untimed(folder / "run") == untimed(undisturbed)
