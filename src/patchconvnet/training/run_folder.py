@@ -307,7 +307,8 @@ class RunFolder:
         """Whether the folder, which has no checkpoint, holds more than the beginning of a run."""
         if not self.path.is_dir():
             return False
-        names = {file.name for file in self.path.iterdir()} - {aside(self._recipe).name, LOCK_FILE}
+        unfinished = {aside(file).name for file in (self._recipe, self.reading)}
+        names = {file.name for file in self.path.iterdir()} - unfinished - {LOCK_FILE}
         return bool(names) and not (names <= _BEGINNING and self._is_our_recipe())
 
     def _is_our_recipe(self) -> bool:
@@ -343,6 +344,10 @@ def _keep(file: Path, name: Path) -> None:
     """Give a file a second name, so that it stays when the first one is given to another; or only that name."""
     part = aside(name)
     part.unlink(missing_ok=True)
+    if name.exists() and name.samefile(
+        file
+    ):  # of one that was killed here; renaming one name to the other does nothing
+        return
     try:
         os.link(file, part)
     except OSError:  # a file system without links
