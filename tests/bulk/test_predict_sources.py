@@ -183,6 +183,7 @@ def test_a_second_prediction_into_one_folder_is_refused(
         while not part_files(out) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)  # so that it cannot end before the second has tried
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # a part may be on its way to its name
         before = {path: path.stat().st_ino for path in part_files(out)}
         assert main(["predict", *map(str, asked)]) == 2
         said = capsys.readouterr().err
