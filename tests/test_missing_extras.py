@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # one process for all, as importing PyTorch takes longer than all the rest
 SCRIPT = """
 import sys
@@ -29,6 +31,7 @@ SAID = [
 ]
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
     (tmp_path / "images.parquet").touch()
     (tmp_path / "images").mkdir()

@@ -172,6 +172,7 @@ def test_a_source_goes_on_after_a_kill(model: Path, images: Path, expected: list
     assert not [name for name in os.listdir(out) if name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_second_prediction_into_one_folder_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_second_prediction_into_one_folder_is_refused(
     assert rows_of(out)["id"].to_pylist() == ids_of(images)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_finished_part(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
