@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the real data, where it is present."""
+"""Fixtures for all tests: the real data, where it is present, and a cache of converted data."""
 
 import os
 import subprocess
@@ -25,3 +25,10 @@ def cifar10_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, str(restore), str(root)], check=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`datasets` keeps what it converted; not in the user's home."""
+    datasets = pytest.importorskip("datasets", reason="the data extra is not installed")
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf")

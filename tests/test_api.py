@@ -30,6 +30,7 @@ def fresh(code: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_waits_for_nothing_and_still_registers_the_models() -> None:
     heavy = "[name for name in ('torch', 'timm', 'PIL', 'numpy', 'matplotlib') if name in sys.modules]"
     kind = "timm.create_model('patchconvnet_micro').kind"
@@ -38,6 +39,7 @@ def test_importing_waits_for_nothing_and_still_registers_the_models() -> None:
     assert fresh(f"import timm, patchconvnet; print({kind})") == "patchconvnet"
 
 
+@pytest.mark.slow
 def test_names_are_functions_whatever_was_imported_before() -> None:
     """Modules of the package become its attributes when they are imported; none may hide a name."""
     printed = fresh(
@@ -74,6 +76,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_audit_with_names_and_paths(images: Path, tmp_path: Path) -> None:
     best = train(
         "digits",

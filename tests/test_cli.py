@@ -149,6 +149,7 @@ def test_evaluates(digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert Image.open(tmp_path / "confusion.png").size[0] > 200
 
 
+@pytest.mark.slow
 def test_evaluates_what_the_training_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ def test_evaluates_what_the_training_set_aside(
     assert (tmp_path / "evaluations/a-best-digits-test-16x24-test_300/evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_other_images_than_the_training_had_are_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

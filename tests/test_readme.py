@@ -97,6 +97,7 @@ def test_commands_of_the_readme(home: Path) -> None:
     assert (home / "maps" / "contact_sheet.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", blocks("python"))
 def test_snippets_of_the_readme(snippet: str, home: Path) -> None:
     run([sys.executable, "-c", snippet], home)

@@ -23,13 +23,7 @@ from patchconvnet.cli import main
 
 COMMAND = [sys.executable, "-m", "patchconvnet", "predict"]
 COUNT = 75
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`datasets` keeps what it converted; not in the user's home."""
-    datasets = pytest.importorskip("datasets", reason="the data extra is not installed")
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from patchconvnet.data.datasets import default_root, load
+from patchconvnet.data.datasets import load
 from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.sources.fetching import default_root
 from patchconvnet.errors import UserError
 
 

@@ -53,6 +53,7 @@ def test_a_program_answers_without_the_package(
     assert missing < 1e-4
 
 
+@pytest.mark.slow
 def test_it_says_what_it_was_compared_with(network: AttentionClassifier, tmp_path: Path) -> None:
     about = export_torch(network, tmp_path / "a.pt2", name="mine")
     assert about.verification["inputs"] > 10

@@ -603,6 +603,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         pooled("vgg11").set_grad_checkpointing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_export_with_a_free_batch(name: str) -> None:
     model = pooled(name)

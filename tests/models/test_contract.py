@@ -415,6 +415,7 @@ TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 COMPILED = [*((variant, {}) for variant in DISTINCT), *((f"patchconvnet_s60{m}", SEVERAL) for m in ("", "_multi"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "options"), COMPILED)
 def test_compile(variant: str, options: dict[str, int]) -> None:
     model = tiny(variant, **options)

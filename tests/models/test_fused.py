@@ -170,6 +170,7 @@ def test_without_onednn_the_answers_are_the_same(dtype: torch.dtype, monkeypatch
         close(with_onednn, plain(make_image()), 1e-5 if dtype is torch.float32 else 0.05)
 
 
+@pytest.mark.slow
 def test_a_cpu_with_avx2_only() -> None:
     """PyTorch's and oneDNN's kernels chosen as on an older CPU, in a process of its own."""
     program = (

@@ -79,6 +79,7 @@ def test_errors_of_the_work_are_raised(tmp_path: Path) -> None:
 LOAD = "import patchconvnet; patchconvnet.load('someone/apples')"
 
 
+@pytest.mark.slow
 def test_a_word_after_two_seconds_and_an_end_at_once(silent_hub: str, tmp_path: Path) -> None:
     """In a process of its own: what a person sees, and Ctrl-C while the server is silent."""
     environment = {**os.environ, "HF_ENDPOINT": silent_hub, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}

@@ -159,6 +159,7 @@ def test_a_timm_folder_needs_no_network(tmp_path: Path, no_network: None) -> Non
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_by_the_environment(hub_server: Any, tmp_path: Path) -> None:
     """As a person points at a mirror: HF_ENDPOINT, in a process of its own."""
     hub_server.repositories["timm/resnet10t.c3_in1k"] = hub_files(network())

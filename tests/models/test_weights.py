@@ -235,6 +235,7 @@ def test_a_file_that_cannot_be_read_is_called_that(name: str, folder: Path) -> N
     assert "truncated" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_file_without_permission_is_called_that() -> None:
     code = (

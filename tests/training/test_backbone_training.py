@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from small_runs import micro, rows, run
 
@@ -11,6 +12,7 @@ from patchconvnet.models import AttentionPooled
 from patchconvnet.training.recipe import ModelOptions
 
 
+@pytest.mark.slow
 def test_a_timm_network_trains_by_a_recipe(tmp_path: Path) -> None:
     recipe = micro(
         model=ModelOptions("regnetx_002", options={"pooling": "additive", "drop_path_rate": 0.1}),

@@ -28,6 +28,7 @@ def page_faults(word: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_after_a_few_steps_no_more_is_asked_of_the_system() -> None:
     assert page_faults("keep") < 1000 < page_faults("leave")

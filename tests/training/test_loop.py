@@ -320,6 +320,7 @@ def from_folder(root: Path, **data: Any) -> Recipe:
     return micro(data=options, batch_size=16, augmentation={"random_crop_padding": 0, "canvas": 20})
 
 
+@pytest.mark.slow
 def test_images_in_memory_and_from_files_give_the_same_bits(image_folder: Path, tmp_path: Path) -> None:
     in_memory = run(from_folder(image_folder), tmp_path / "memory")
     assert (len(step_losses(in_memory)), rows(in_memory)[0]["step"]) == (12, "4")  # 70 images in batches of 16
@@ -467,6 +468,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
         assert untimed(stopped) == untimed(whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_computes_on_as_many_threads_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

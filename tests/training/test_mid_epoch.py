@@ -93,6 +93,7 @@ def test_checkpoints_within_epochs_change_nothing(tmp_path: Path) -> None:
     assert_same_run(without, every)
 
 
+@pytest.mark.slow
 def test_workers_have_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped with one number of reader processes, continued with another: bit for bit, since they draw no numbers."""
 

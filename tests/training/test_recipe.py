@@ -24,7 +24,12 @@ def test_shipped_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert recipe_path(name).read_text().startswith("#")
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+LARGE = ("finetune_large", "finetune_s60", "imagenet_s60")  # networks whose step takes seconds
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in shipped_recipes()]
+)
 def test_shipped_recipe_builds_its_model_and_trains_a_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

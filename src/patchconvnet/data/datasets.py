@@ -12,6 +12,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchconvnet.data.folders import load_folder
 from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.sources.fetching import default_root
 from patchconvnet.data.sources.listing import Listing
 from patchconvnet.data.sources.names import PLACES, is_source, parsed
 from patchconvnet.data.sources.tables import read_csv, read_parquet
@@ -114,11 +115,6 @@ def open_listing(name: str, root: str | os.PathLike[str] | None = None) -> Listi
     from patchconvnet.data.sources.huggingface import read_hf
 
     return read_hf(source, root)
-
-
-def default_root() -> Path:
-    """Where downloaded data is kept: $PATCHCONVNET_DATA, or ~/.cache/patchconvnet."""
-    return Path(os.environ.get("PATCHCONVNET_DATA") or "~/.cache/patchconvnet").expanduser()
 
 
 def _cifar(name: str, root: str | os.PathLike[str] | None, validation: float, download: bool) -> DataSplits:

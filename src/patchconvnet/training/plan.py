@@ -1,9 +1,9 @@
 """What a training will take before it is begun: memory by part, time and cost of an epoch, and what bounds it.
 
-One step of two images is run here, and every operation in it is counted: multiplications of matrix products and
-convolutions, and bytes that the others read and write. A step on other hardware is the sum over the operations of the
-longer of both times. CPU rates are measured on the spot; those of GPUs are the makers' peaks, of which a stated share
-is taken.
+Two steps of a few images are run here, and every operation in them is counted: multiplications and additions of matrix
+products and convolutions, and bytes that the others read and write. A step takes, for each kind of operation, its
+amount over the hardware's rate. CPU rates are measured on the spot; those of GPUs are the makers' peaks, of which a
+stated share is taken.
 """
 
 import math
@@ -112,10 +112,6 @@ class Counts:
 
     operations: dict[str, float] = field(default_factory=dict)
     traffic: float = 0.0
-
-    def scaled(self, images: float, fixed: "Counts") -> "Counts":
-        """Of so many images, `self` being one's, beside what does not depend on their number."""
-        return self.combined(images, fixed, 1)
 
     def combined(self, factor: float, other: "Counts", weight: float) -> "Counts":
         """`factor` times these and `weight` times others; nothing below 0."""
@@ -318,8 +314,7 @@ class Plan:
     cost: float | None
 
 
-GRADIENT_BANDWIDTH = {"cpu": 1.25e9}  # bytes a second between devices: 10 Gbit/s; GPUs of one machine more
-GPU_LINK = 100e9
+CPU_LINK, GPU_LINK = 1.25e9, 100e9  # bytes a second between devices: 10 Gbit/s, and GPUs of one machine
 
 
 def plan(
@@ -357,10 +352,10 @@ def plan(
     counted = counted or count_step(model, recipe, dtype)
     rates = rates or rates_of(hardware, dtype)
     on_each = recipe.batch_size // hardware.count
-    seconds = counted.image.scaled(on_each, counted.step).seconds(rates)
+    seconds = counted.image.combined(on_each, counted.step, 1).seconds(rates)
     exchanged = 0.0
     if hardware.count > 1:  # a ring: each device sends and gets all gradients, less its own part, twice
-        link = GRADIENT_BANDWIDTH.get(hardware.kind, GPU_LINK)
+        link = CPU_LINK if hardware.kind == "cpu" else GPU_LINK
         exchanged = 2 * counted.gradients * (hardware.count - 1) / hardware.count / link
         seconds["exchange of gradients"] = exchanged
     step = sum(seconds.values())

@@ -10,10 +10,8 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`datasets` keeps what it converted; not in the user's home."""
-    datasets = pytest.importorskip("datasets", reason="the data extra is not installed")
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf")
+def _cache_of_its_own(datasets_cache: None) -> None:
+    """Every test here may convert something."""
 
 
 @pytest.fixture(scope="session")

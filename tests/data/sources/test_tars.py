@@ -159,6 +159,7 @@ def refuses_to_write(folder: Path, out: Path, said: str, **options: int) -> None
         write_shards(f"folder:{folder}", out, **options)
 
 
+@pytest.mark.slow
 def test_a_killed_writing_goes_on(tmp_path: Path) -> None:
     for i in range(240):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"

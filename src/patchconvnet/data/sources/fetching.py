@@ -17,6 +17,11 @@ SILENCE = 20.0  # seconds
 CHUNK = 1 << 20
 
 
+def default_root() -> Path:
+    """Where downloaded data is kept: $PATCHCONVNET_DATA, or ~/.cache/patchconvnet."""
+    return Path(os.environ.get("PATCHCONVNET_DATA") or "~/.cache/patchconvnet").expanduser()
+
+
 def fetched(url: str, root: str | os.PathLike[str] | None = None) -> Path:
     """A file of a server in the cache; one that is there already is not asked for again.
 
@@ -27,7 +32,7 @@ def fetched(url: str, root: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         UserError: the server does not have it, or has not answered or has broken off several times in a row.
     """
-    base = Path(root or os.environ.get("PATCHCONVNET_DATA") or "~/.cache/patchconvnet").expanduser()
+    base = Path(root).expanduser() if root else default_root()
     target = base / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2].partition("?")[0]
     if target.is_file():
         return target
