@@ -12,6 +12,7 @@ from small_runs import checkpoint, rows, run
 from patchconvnet.training.recipe import read_recipe, shipped_recipes
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # of each restart, see training/restarts.py
 
 
 def torchrun_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -40,6 +41,7 @@ def test_the_slurm_script() -> None:
     assert lines[0].startswith("#!")
     begun = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     assert max(i for i, line in enumerate(lines) if line.startswith("#SBATCH")) < begun[0]  # sbatch reads no further
+    assert f"export {OWN_STORE}=1" in lines
     (command,) = (line for line in lines if line.startswith("srun torchrun"))
     _, words = torchrun_words(shlex.split(command)[2:])
     assert_trains_what_there_is(words)
@@ -52,6 +54,7 @@ def test_the_kubernetes_manifest() -> None:
     assert container["command"] == ["torchrun"]
     words, train = torchrun_words(container["args"])
     assert_trains_what_there_is(train)
+    assert {"name": OWN_STORE, "value": "1"} in container["env"]
     name = job["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": name}
     endpoint = next(word.partition("=")[2] for word in words if word.startswith("--rdzv-endpoint"))

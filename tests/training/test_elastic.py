@@ -1,14 +1,16 @@
-"""Processes are killed in the middle of an epoch under a real torchrun, which starts the others again by itself.
+"""Processes, and a whole node, are killed in the middle of an epoch under a real torchrun, which starts all again.
 
 Run as a script, this file is one of the processes: `patchconvnet train`, which counts the images that its weights have
-learned from, and dies by its own SIGKILL where it is told to.
+learned from, and dies by its own SIGKILL where it is told to, or waits there to be killed.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from patchconvnet.training.recipe import Recipe
 HERE = Path(__file__)
 IMAGES, EPOCHS, BATCH = 360, 2, 12  # to train on: 30 steps an epoch, of a batch for 2 and for 3 processes
 MARKERS, KILLS = "TEST_MARKERS", "TEST_KILLS"  # "step:rank step:rank": who dies before which step, once
+WAITS = "TEST_WAITS"  # the same, for who is killed by others
 
 
 # One of the processes
@@ -35,7 +38,7 @@ MARKERS, KILLS = "TEST_MARKERS", "TEST_KILLS"  # "step:rank step:rank": who dies
 def count_and_die() -> None:
     """Let the learner's state hold how often each image was learned from, in which epoch."""
     seen = torch.zeros(EPOCHS, 1024, dtype=torch.int64)
-    kills = [tuple(map(int, kill.split(":"))) for kill in os.environ.get(KILLS, "").split()]
+    ends = [(*map(int, end.split(":")), how) for how in (KILLS, WAITS) for end in os.environ.get(how, "").split()]
     update, state, load = Learner.update, Learner.state, Learner.load
 
     def counting(batches: Iterator[tuple[Tensor, ...]], epoch: int) -> Iterator[tuple[Tensor, ...]]:
@@ -45,10 +48,12 @@ def count_and_die() -> None:
             yield images, *rest
 
     def counted_update(self: Learner, batches: Any, step: int, rate: float) -> Any:
-        for number, rank in kills:
+        for number, rank, how in ends:
             marker = Path(os.environ[MARKERS], str(number))
             if (number, rank) == (step, dist.get_rank()) and not marker.exists():
                 marker.touch()
+                if how == WAITS:
+                    time.sleep(600)
                 os.kill(os.getpid(), signal.SIGKILL)
         return update(self, counting(batches, step // (IMAGES // BATCH)), step, rate)
 
@@ -81,32 +86,16 @@ def recipe(images: Path) -> Recipe:
     )
 
 
+TRAIN = [str(HERE), "train", "--device=cpu", "--recipe=recipe.yaml", "--out=run", "--resume=auto"]
+
+
 def torchrun(folder: Path, processes: int, restarts: int = 0, kills: str = "") -> "subprocess.CompletedProcess[str]":
-    """A job, started again from outside if it stands still, as docs/faults.md asks for: gloo may not connect again."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    train = [str(HERE), "train", "--device=cpu", "--recipe=recipe.yaml", "--out=run", "--resume=auto"]
-    words = [sys.executable, *launcher, f"--max-restarts={restarts}", *train]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", KILLS: kills, MARKERS: str(folder)}
-    for _ in range(3):
-        with subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        ) as job:  # fmt: skip
-            try:
-                told = job.communicate(timeout=150)
-                return subprocess.CompletedProcess(words, job.returncode, *told)
-            except subprocess.TimeoutExpired:
-                for pid in _family(job.pid):  # torchrun gives its processes sessions of their own
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-    pytest.fail("three jobs in a row stood still")
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all that came from it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    found = children.read_text().split() if children.exists() else []
-    return [pid, *(each for child in found for each in _family(int(child)))]
+    return subprocess.run(
+        [sys.executable, *launcher, f"--max-restarts={restarts}", *TRAIN],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", KILLS: kills, MARKERS: str(folder)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -137,16 +126,93 @@ def assert_each_image_once(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_is_killed_and_the_job_ends_as_if_it_had_not_been(folder: Path, undisturbed: Path) -> None:
-    done = torchrun(folder, 2, restarts=4, kills="44:1")  # connecting again may fail, see docs/faults.md
+def test_ranks_are_killed_and_the_job_ends_as_if_they_had_not_been(folder: Path, undisturbed: Path) -> None:
+    done = torchrun(folder, 2, restarts=2, kills="11:0 44:1")  # not one restart more than kills
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "11").exists()
     assert (folder / "44").exists()
-    assert "resuming in epoch 2, after 144 of its 360 images" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("resuming")] == [
+        "resuming in epoch 1, after 108 of its 360 images",
+        "resuming in epoch 2, after 144 of its 360 images",
+    ]
     assert_same_weights(checkpoint(folder / "run")["model"], checkpoint(undisturbed)["model"])
     assert_same_weights(kept(folder / "run"), kept(undisturbed))
     assert untimed(folder / "run") == untimed(undisturbed)
     for run in (undisturbed, folder / "run"):
         assert_each_image_once(run)
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them, 10.203.0.1 and 10.203.0.2."""
+    names = [f"patchconvnet-{os.getpid()}-{end}" for end in "ab"]
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and the program ip")
+    try:
+        for name in names:
+            made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
+        ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.203.0.{number}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            lose(name)
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def lose(node: str) -> None:
+    """Kill all that runs on a node."""
+    found = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True)
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def node_torchrun(nodes: list[str], number: int, folder: Path, log: str) -> "subprocess.Popen[bytes]":
+    """One of the two launchers; the first node has the rendezvous, and learns in 3 seconds of a node that is lost."""
+    rendezvous = f"is_host={1 - number},keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
+    options = [
+        "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=test",
+        "--rdzv-endpoint=10.203.0.1:29400", f"--rdzv-conf={rendezvous}", f"--local-addr=10.203.0.{number + 1}",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", WAITS: "44:1", MARKERS: str(folder), "GLOO_SOCKET_IFNAME": "eth0",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }  # fmt: skip
+    with (folder / log).open("wb") as output:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", nodes[number], sys.executable, "-m", "torch.distributed.run", *options, *TRAIN],
+            cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_and_comes_back(nodes: list[str], folder: Path, undisturbed: Path) -> None:
+    first, second = (node_torchrun(nodes, number, folder, f"log {number}") for number in range(2))
+    deadline = time.monotonic() + 120
+    while not (folder / "44").exists() and time.monotonic() < deadline:
+        assert first.poll() is second.poll() is None, (folder / "log 0").read_text()[-3000:]
+        time.sleep(0.05)
+    assert (folder / "44").exists()
+    lose(nodes[1])
+    assert second.wait(10) == -signal.SIGKILL
+    again = node_torchrun(nodes, 1, folder, "log 1 again")
+    for node, log in ((again, "log 1 again"), (first, "log 0")):
+        assert node.wait(200) == 0, (folder / log).read_text()[-3000:]
+    assert "resuming in epoch 2, after 144 of its 360 images" in (folder / "log 0").read_text()
+    assert_same_weights(checkpoint(folder / "run")["model"], checkpoint(undisturbed)["model"])
+    assert_same_weights(kept(folder / "run"), kept(undisturbed))
+    assert untimed(folder / "run") == untimed(undisturbed)
+    assert_each_image_once(folder / "run")
 
 
 def test_a_lost_process_is_told_from_other_errors() -> None:

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from patchconvnet.errors import UserError
 from patchconvnet.hardware import ThreadCount, check_threads, cpu_has_bfloat16, keep_freed_memory
 from patchconvnet.training.recipe import Recipe
+from patchconvnet.training.restarts import meet
 from patchconvnet.training.sharding import shard
 
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -76,6 +77,8 @@ def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
             precision=_resolved_precision(recipe.precision, hardware.accelerator),
             loggers=TensorBoardLogger(root_dir=run, name="tensorboard", version=""),
         )
+        if count > 1:
+            meet(fabric.device)
         fabric.launch()
     except (ValueError, RuntimeError, MisconfigurationException) as error:  # devices that are not there
         raise UserError(f"cannot train on {count} × {hardware.accelerator}: {error}") from error
@@ -85,7 +88,7 @@ def launch(hardware: Hardware, recipe: Recipe, run: Path) -> Fabric:
 
 
 def _leave() -> None:
-    """End gloo's threads, which can abort a process whose work is done. Fabric ends NCCL's."""
+    """End gloo's threads, which can abort a process whose work is done. Fabric ends NCCL's where it began them."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
