@@ -6,9 +6,11 @@ Run as a script, this file is one of these processes.
 import copy
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 
 from patchconvnet.cli import _quieten
 from patchconvnet.data.labelled_images import Images
+from patchconvnet.data.sources.shards import write_shards
 from patchconvnet.errors import UserError
 from patchconvnet.models import with_attention_pooling
 from patchconvnet.models.layers import BatchNorm
@@ -60,6 +63,8 @@ RECIPES = {
         optimization={"accumulate": 2, "clip_gradient": 1.0, "ema_decay": 0.9},
     ),
 }
+FSDP = launch.Hardware("cpu", strategy="fsdp")
+HALF_SHARDED = "half sharded"  # two epochs of "layer" with fsdp
 EVALUATED = (1, 2, 203, 300)  # images; not divided evenly, and with several processes also none for some of them
 BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
 
@@ -69,14 +74,22 @@ def files_recipe(folder: Path) -> Recipe:
     return from_files(folder / "images", epochs=5, model=LAYER_NORM, batch_size=16)
 
 
+def shards_recipe(folder: Path) -> Recipe:
+    """The same of the same images in tar files."""
+    recipe = files_recipe(folder)
+    return replace(recipe, data=replace(recipe.data, name=f"wds:{folder / 'shards'}"))
+
+
 # What one of the processes does
 
 
 def be_one_of_four(folder: Path) -> None:
-    """From memory and from files."""
+    """From memory, files and shards, and the rest of what two began with weights in pieces."""
     _quieten()
     run(RECIPES["layer"], folder / "layer")
     run(files_recipe(folder), folder / "files")
+    run(shards_recipe(folder), folder / "shards run")
+    run(RECIPES["layer"], folder / HALF_SHARDED, hardware=FSDP, resume="yes")
     rank = dist.get_rank()
     counted = [evaluation_figures(count, rank, 4) for count in EVALUATED]
     (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
@@ -88,8 +101,13 @@ def be_one_of_two(folder: Path) -> None:
     for name, recipe in RECIPES.items():
         run(recipe, folder / name)
     run(files_recipe(folder), folder / "files")
+    run(shards_recipe(folder), folder / "shards run")
     interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
-    interrupted_and_resumed(RECIPES["layer"], folder / "sharded", launch.Hardware("cpu", strategy="fsdp"))
+    interrupted(RECIPES["layer"], folder / HALF_SHARDED, FSDP)
+    if dist.get_rank() == 0:
+        shutil.copytree(folder / HALF_SHARDED, folder / "sharded")
+    dist.barrier()
+    run(RECIPES["layer"], folder / "sharded", hardware=FSDP, resume="yes")
     rank = dist.get_rank()
     torch.save([batch_norm_results(shape, rank, 2) for shape in BATCHES], folder / f"batch_norm_{rank}.pt")
     counted = [evaluation_figures(count, rank, 2) for count in EVALUATED]
@@ -110,6 +128,12 @@ def be_one_of_two(folder: Path) -> None:
 
 
 def interrupted_and_resumed(recipe: Recipe, folder: Path, where: launch.Hardware) -> None:
+    interrupted(recipe, folder, where)
+    run(recipe, folder, hardware=where, resume="yes")
+
+
+def interrupted(recipe: Recipe, folder: Path, where: launch.Hardware) -> None:
+    """Two epochs."""
     show = TrainingProgress.epoch
 
     def interrupt(self: TrainingProgress, row: dict[str, Any], is_best: bool) -> None:
@@ -120,7 +144,6 @@ def interrupted_and_resumed(recipe: Recipe, folder: Path, where: launch.Hardware
     with pytest.raises(KeyboardInterrupt):
         run(recipe, folder, hardware=where)
     TrainingProgress.epoch = show  # type: ignore[method-assign]
-    run(recipe, folder, hardware=where, resume="yes")
 
 
 def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> dict[str, Tensor]:
@@ -186,6 +209,7 @@ def free_port() -> int:
 def done_by(count: int, folder: Path) -> Path:
     """What processes, started as torchrun would, left in a folder."""
     write_digits(folder / "images", 104)  # 80 to train on
+    write_shards(f"folder:{folder / 'images'}", folder / "shards", images_per_shard=30)
     environment = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
@@ -218,9 +242,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(tmp_path_factory: pytest.TempPathFactory, two: Path) -> Path:
     """What `be_one_of_four` left."""
-    return done_by(4, tmp_path_factory.mktemp("four"))
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(two / HALF_SHARDED, folder / HALF_SHARDED)
+    return done_by(4, folder)
 
 
 @pytest.mark.slow
@@ -242,14 +268,16 @@ def test_losses_are_those_of_one_process(name: str, two: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_four_processes_from_memory_and_files(two: Path, four: Path, tmp_path: Path) -> None:
+def test_four_processes_from_memory_files_and_shards(two: Path, four: Path, tmp_path: Path) -> None:
     assert step_losses(four / "layer") == pytest.approx(step_losses(two / "layer"), abs=1e-5)
     assert len(step_losses(four / "layer")) > 20
-    losses = step_losses(run(files_recipe(two), tmp_path))
+    losses = step_losses(run(files_recipe(two), tmp_path / "files"))
     assert len(losses) >= 20
     assert max(losses) - min(losses) > 0.05
+    assert step_losses(run(shards_recipe(two), tmp_path / "shards")) == losses
     for several in (two, four):
         assert step_losses(several / "files") == pytest.approx(losses, abs=1e-5)
+        assert step_losses(several / "shards run") == pytest.approx(losses, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -343,6 +371,17 @@ def test_weights_in_pieces_give_the_same_losses_and_resume(two: Path) -> None:
     assert step_losses(two / "sharded") == pytest.approx(step_losses(two / "layer"), abs=1e-5)
     for name, value in kept(two / "layer").items():
         torch.testing.assert_close(kept(two / "sharded")[name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_weights_in_two_pieces_go_on_in_four_and_undivided(two: Path, four: Path, tmp_path: Path) -> None:
+    one = run(RECIPES["layer"], Path(shutil.copytree(two / HALF_SHARDED, tmp_path / "one")), resume="yes")
+    expected = step_losses(two / "layer")
+    assert checkpoint(two / HALF_SHARDED)["epoch"] == 2 < EPOCHS
+    for folder in (one, four / HALF_SHARDED):
+        assert step_losses(folder) == pytest.approx(expected, abs=1e-5)
+        for name, value in kept(two / "layer").items():
+            torch.testing.assert_close(kept(folder)[name], value, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
