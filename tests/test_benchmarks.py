@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import accuracy  # noqa: E402
 import bulk  # noqa: E402
+import checkpoint_writing  # noqa: E402
 import deployed  # noqa: E402
 import plan  # noqa: E402
 import run_all  # noqa: E402
@@ -48,6 +49,12 @@ def test_the_table_of_exported_files_is_the_stored_results() -> None:
 def test_the_tables_of_bulk_predictions_are_the_stored_results() -> None:
     stored = json.loads(bulk.RESULTS.read_text())
     assert between("bulk.md", bulk.BEGIN, bulk.END) == bulk.tables(stored)
+
+
+def test_the_table_of_checkpoint_writing_is_the_stored_results() -> None:
+    stored = json.loads(checkpoint_writing.RESULTS.read_text())
+    page, begin, end = checkpoint_writing.PAGE.name, checkpoint_writing.BEGIN, checkpoint_writing.END
+    assert between(page, begin, end) == checkpoint_writing.table(stored)
 
 
 def test_the_table_of_plans_is_the_stored_results() -> None:

@@ -6,6 +6,7 @@ Run as a script, this file is one of these processes.
 import copy
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -64,7 +65,8 @@ RECIPES = {
     ),
 }
 FSDP = launch.Hardware("cpu", strategy="fsdp")
-HALF_SHARDED = "half sharded"  # two epochs of "layer" with fsdp
+HALF_SHARDED, HALF_WHOLE = "half sharded", "half whole"  # two epochs of "layer", with fsdp and with ddp
+FULL = "full disk"
 EVALUATED = (1, 2, 203, 300)  # images; not divided evenly, and with several processes also none for some of them
 BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
 
@@ -89,7 +91,8 @@ def be_one_of_four(folder: Path) -> None:
     run(RECIPES["layer"], folder / "layer")
     run(files_recipe(folder), folder / "files")
     run(shards_recipe(folder), folder / "shards run")
-    run(RECIPES["layer"], folder / HALF_SHARDED, hardware=FSDP, resume="yes")
+    for begun in (HALF_SHARDED, HALF_WHOLE):
+        run(RECIPES["layer"], folder / begun, hardware=FSDP, resume="yes")
     rank = dist.get_rank()
     counted = [evaluation_figures(count, rank, 4) for count in EVALUATED]
     (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
@@ -103,6 +106,7 @@ def be_one_of_two(folder: Path) -> None:
     run(files_recipe(folder), folder / "files")
     run(shards_recipe(folder), folder / "shards run")
     interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
+    interrupted(RECIPES["layer"], folder / HALF_WHOLE, CPU)
     interrupted(RECIPES["layer"], folder / HALF_SHARDED, FSDP)
     if dist.get_rank() == 0:
         shutil.copytree(folder / HALF_SHARDED, folder / "sharded")
@@ -113,17 +117,22 @@ def be_one_of_two(folder: Path) -> None:
     counted = [evaluation_figures(count, rank, 2) for count in EVALUATED]
     (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
     refusals = []
-    for recipe, target in (
-        (micro(optimization={"learning_rate": 1e20, "warmup": 0.0}), "nan"),
-        (micro(model={"name": "patchconvnet_none"}), "unknown"),
-        (MICRO, "layer"),
+    for recipe, target, where in (
+        (micro(optimization={"learning_rate": 1e20, "warmup": 0.0}), "nan", CPU),
+        (micro(model={"name": "patchconvnet_none"}), "unknown", CPU),
+        (MICRO, "layer", CPU),
+        (RECIPES["layer"], FULL, FSDP),
     ):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if (target, rank) == (FULL, 1):  # the second process alone can't write its part
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            run(recipe, folder / target)
+            run(recipe, folder / target, hardware=where)
         except UserError as error:
             refusals.append(str(error))
         except SystemExit as error:
             refusals.append(f"exit {error.code}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (folder / f"refusals_{rank}.json").write_text(json.dumps(refusals))
 
 
@@ -245,7 +254,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(tmp_path_factory: pytest.TempPathFactory, two: Path) -> Path:
     """What `be_one_of_four` left."""
     folder = tmp_path_factory.mktemp("four")
-    shutil.copytree(two / HALF_SHARDED, folder / HALF_SHARDED)
+    for begun in (HALF_SHARDED, HALF_WHOLE):
+        shutil.copytree(two / begun, folder / begun)
     return done_by(4, folder)
 
 
@@ -378,10 +388,35 @@ def test_weights_in_two_pieces_go_on_in_four_and_undivided(two: Path, four: Path
     one = run(RECIPES["layer"], Path(shutil.copytree(two / HALF_SHARDED, tmp_path / "one")), resume="yes")
     expected = step_losses(two / "layer")
     assert checkpoint(two / HALF_SHARDED)["epoch"] == 2 < EPOCHS
-    for folder in (one, four / HALF_SHARDED):
+    for folder, count in ((two / HALF_SHARDED, 2), (four / HALF_SHARDED, 4)):
+        assert "model" not in checkpoint(folder)
+        (last,) = (folder / "checkpoints").glob(checkpoint(folder)["parts"]["folder"])
+        assert {file.name[:11] for file in last.iterdir()} == {f"shard-{n + 1:05}" for n in range(count)}
+        assert len(list((folder / "checkpoints").iterdir())) == 4  # two checkpoints, and a folder of each
+    assert not list((one / "checkpoints").glob("parts-*"))
+    for folder in (one, four / HALF_SHARDED, four / HALF_WHOLE):
         assert step_losses(folder) == pytest.approx(expected, abs=1e-5)
         for name, value in kept(two / "layer").items():
             torch.testing.assert_close(kept(folder)[name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damaged_parts_are_followed_by_the_checkpoint_before(damage: str, two: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(two / HALF_SHARDED, tmp_path / "run"))
+    part = sorted((folder / "checkpoints" / checkpoint(folder)["parts"]["folder"]).iterdir())[1]
+    if damage == "flipped":
+        content = bytearray(part.read_bytes())
+        content[-9] ^= 1
+        part.write_bytes(content)
+    else:
+        part.unlink()
+    (folder / "checkpoints" / "parts-99").mkdir()  # of one that was killed before it was named
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(.*; going on from the one before it"):
+        run(RECIPES["layer"], folder, resume="yes")
+    assert not list((folder / "checkpoints").glob("parts-*"))
+    found, expected = ([float(row["train_loss"]) for row in untimed(each)] for each in (folder, two / "layer"))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -391,8 +426,10 @@ def test_what_goes_wrong_is_said_once(two: Path) -> None:
         ["the", "loss"],
         ["unknown", "model"],
         [f"{two}/layer", "holds"],
+        ["cannot", "write"],
     ]
-    assert second == ["exit 2"] * 3
+    assert second == ["exit 2"] * 4
+    assert not list((two / FULL / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow

@@ -57,10 +57,10 @@ def count_and_die() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return update(self, counting(batches, step // (IMAGES // BATCH)), step, rate)
 
-    def counted_state(self: Learner) -> dict[str, Any]:
+    def counted_state(self: Learner, parts: Path | None = None) -> dict[str, Any]:
         all_of_them = seen.clone()
         dist.all_reduce(all_of_them)
-        return {**state(self), "seen": all_of_them}
+        return {**state(self, parts), "seen": all_of_them}
 
     def counted_load(self: Learner, found: dict[str, Any], origin: str) -> None:
         load(self, found, origin)

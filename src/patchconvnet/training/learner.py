@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,10 +122,17 @@ class Learner:
         values = [value for module in {self.plain, self.whole} for value in module.state_dict().values()]
         return all(bool(getattr(value, "to_local", lambda v=value: v)().isfinite().all()) for value in values)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of weights and optimizer; in the first process only where weights are divided."""
-        if is_sharded(self.fabric):
-            state = sharding.state(self.plain, self.optimizer.optimizer)
+    def state(self, parts: Path | None = None) -> dict[str, Any]:
+        """What a checkpoint holds of weights and optimizer.
+
+        Args:
+            parts: where weights are divided, a folder into which each process writes its own.
+
+        Raises:
+            OSError: in all processes, when one of them could not write its part.
+        """
+        if parts is not None:
+            state = sharding.save(self.plain, self.optimizer.optimizer, parts)
         else:
             state = {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:

@@ -21,7 +21,7 @@ from patchconvnet.training.checkpoint_writer import CheckpointWriter
 from patchconvnet.training.curves import curves_figure
 from patchconvnet.training.epoch_batches import mix
 from patchconvnet.training.finishing import finish
-from patchconvnet.training.launch import Hardware, agreed, is_loss_of_a_process, launch
+from patchconvnet.training.launch import Hardware, agreed, is_loss_of_a_process, is_sharded, launch
 from patchconvnet.training.probing import FEATURES_FILE, probe
 from patchconvnet.training.progress import TrainingProgress
 from patchconvnet.training.recipe import Recipe
@@ -263,9 +263,22 @@ class _Loop:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds; all processes together."""
-        run = self.run
+        run, parts, failure = self.run, None, None
+        if is_sharded(run.fabric):
+            with agreed(run.fabric):
+                if run.first:
+                    self.writer.wait()  # it removes the parts that no checkpoint needs any more
+                    parts = run.folder.new_parts()
+            parts = run.fabric.broadcast(parts)
+        try:
+            learned = run.learner.state(parts)
+        except OSError as error:  # in all processes
+            failure = error
+        with agreed(run.fabric), run.folder.writing():
+            if failure is not None:
+                raise failure
         return {
-            **run.learner.state(),
+            **learned,
             "data": run.fingerprint,
             "threads": self.threads.count,
             **run.standing.to_dict(),

@@ -24,6 +24,7 @@ import yaml
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import LOCK_FILE, aside, lock_folder, write_atomic, write_text
 from patchconvnet.models.weights import in_present_words
+from patchconvnet.training.parts import remove_unused, unused_folder, with_parts
 from patchconvnet.training.recipe import Recipe, read_recipe, read_yaml
 
 Resume = Literal["no", "yes", "auto"]
@@ -213,6 +214,11 @@ class RunFolder:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.checkpoint, write)
             self._newest_is_whole = True
+            remove_unused([self.checkpoint, self.previous])
+
+    def new_parts(self) -> Path:
+        """A folder for the parts of the next checkpoint."""
+        return unused_folder(self.checkpoint.parent)
 
     def load_checkpoint(self) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that is whole: its file, and what `save_checkpoint` wrote, in today's words.
@@ -253,6 +259,7 @@ class RunFolder:
             if not isinstance(state, dict):
                 raise TypeError(f"it holds a {type(state).__name__}")
             Standing.of(state)
+            state = with_parts(state, file.parent)
         except (
             OSError,
             RuntimeError,
@@ -335,6 +342,7 @@ class RunFolder:
         )
         for file in files:
             aside(file).unlink(missing_ok=True)
+        remove_unused([self.checkpoint, self.previous])
         if not self.has_checkpoint:
             for folder in (self.attention, self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
