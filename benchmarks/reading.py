@@ -2,18 +2,25 @@
 
     python benchmarks/reading.py [--images 512] [--note "beside other work"]
 
-The same photographs' worth of noise, 340×256 JPEG, as a folder, as Parquet files with their bytes, and as tar files;
-read in random order, decoded and brought to 256×256, as for training at 224, by a `DataLoader` with 0, 1 and 2 worker
-processes, their start included. Then, in the same run, the training step of Lite0 and of S60 at 224. Results go into
+The same photographs' worth of noise, 340×256 JPEG, as a folder, as Parquet files with their bytes, as tar files, as
+chunks of litdata, and as tar files of a web server on the same machine that are not kept; read in random order, decoded
+and brought to 256×256, as for training at 224, by a `DataLoader` with 0, 1 and 2 worker processes, their start
+included. Then, in the same run, the training step of Lite0 and of S60 at 224. Results go into
 docs/benchmarks/reading.json and the table of docs/data.md.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +70,24 @@ def write_parquet(root: Path, folder: Path) -> Path:
     return root / "images.parquet"
 
 
+@contextlib.contextmanager
+def server_of(folder: Path) -> Iterator[str]:
+    """The address of a web server that sends parts of files, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = (
+        "import sys, uvicorn; from starlette.staticfiles import StaticFiles; "
+        "uvicorn.run(StaticFiles(directory=sys.argv[1]), port=int(sys.argv[2]), log_level='warning')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", serve, str(folder), str(port)])
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def rate(images: StoredImages, workers: int, seed: int) -> float:
     """Images/s of one pass in random order."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -89,7 +114,7 @@ def table(stored: dict[str, Any]) -> str:
     return "\n".join([
         *lines, "", f"A training step at {SIDE} on the same CPU alone takes {', '.join(needs)}.", "",
         f"{stored['images']:,} JPEG files of {SIZE[0]}×{SIZE[1]}, {stored['bytes'] / 1000:.0f} kB each. "
-        f"On {s['machine']}, {s['threads']} threads for the step, {s['date']}{note}.",
+        f"litdata {stored['litdata']}. On {s['machine']}, {s['threads']} threads for the step, {s['date']}{note}.",
     ])  # fmt: skip
 
 
@@ -100,19 +125,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the training step")
     parser.add_argument("--note", default="", help="what else ran, for the page")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with contextlib.ExitStack() as closing:
+        place = closing.enter_context(tempfile.TemporaryDirectory())
         root = Path(place)
         import datasets
 
         datasets.config.HF_DATASETS_CACHE = root / "hf"
         folder = write_folder(root, asked.images)
         write_shards(f"folder:{folder}", root / "shards", images_per_shard=100)
+        write_shards(f"folder:{folder}", root / "chunks", images_per_shard=100, format="litdata")
+        url = closing.enter_context(server_of(root / "shards"))
         names = {
             "folder": f"folder:{folder}",
             "Parquet with bytes": f"parquet:{write_parquet(root, folder)}",
             "tar shards": f"wds:{root / 'shards'}",
+            "litdata": f"litdata:{root / 'chunks'}",
+            "tar shards of a server, not kept": f"wds:{url}?keep=no",
         }
-        images = {title: load(name, validation=0, test=0).require("train") for title, name in names.items()}
+        images = {title: load(name, root=root, validation=0, test=0).require("train") for title, name in names.items()}
         found: dict[str, dict[int, list[float]]] = {title: {w: [] for w in WORKERS} for title in names}
         torch.set_num_threads(1)
         for turn in range(asked.rounds):
@@ -132,6 +162,7 @@ def main() -> None:
     stored = {
         "sources": {t: {w: spread(values) for w, values in by.items()} for t, by in found.items()},
         "steps": steps, "images": asked.images, "bytes": size, "rounds": asked.rounds, "note": asked.note,
+        "litdata": version("litdata"),
         "setup": setup(),
     }  # fmt: skip
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")

@@ -15,6 +15,8 @@ for package, *words in [
     ("pyarrow", "shard", "--data", "parquet:images.parquet", "--out", "out"),
     ("datasets", "shard", "--data", "hf:images", "--out", "out"),
     ("braceexpand", "shard", "--data", "wds:{0..2}.tar", "--out", "out"),
+    ("litdata", "shard", "--data", "litdata:images", "--out", "out"),
+    ("litdata", "shard", "--data", "folder:images", "--format", "litdata", "--out", "out"),
     ("pyarrow", "predict", "--model", "cifar10", "--data", "images", "--out", "out"),
     ("ray", "predict", "--model", "cifar10", "--data", "images", "--out", "out", "--engine", "ray"),
 ]:
@@ -26,6 +28,8 @@ SAID = [
     "parquet: needs the package pyarrow: pip install 'patchconvnet[data]'",
     "hf: needs the package datasets: pip install 'patchconvnet[data]'",
     "wds: needs the package braceexpand: pip install 'patchconvnet[data]'",
+    "litdata: needs the package litdata: pip install 'patchconvnet[litdata]'",
+    "--format litdata: needs the package litdata: pip install 'patchconvnet[litdata]'",
     "predictions are written with pyarrow: pip install 'patchconvnet[bulk]'",
     "--engine ray needs Ray Data: pip install 'patchconvnet[ray]'",
 ]

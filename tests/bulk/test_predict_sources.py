@@ -100,7 +100,20 @@ def as_wds(images: Path, out: Path, labels: bool) -> str:
     return f"wds:{out}/images-{{0..1}}.tar"
 
 
-@pytest.mark.parametrize("write", [as_csv, as_parquet, as_hf, as_wds])
+def as_litdata(images: Path, out: Path, labels: bool) -> str:
+    pytest.importorskip("litdata", reason="litdata is not installed")
+    from litdata.streaming import Cache
+
+    cache = Cache(str(out / "chunks"), chunk_size=7)
+    for i, path in enumerate(files_of(images)):
+        sample = {"image": path.read_bytes(), "name": f"{path.parent.name}/{path.name}"}
+        cache[i] = sample | ({"label": path.parent.name} if labels else {})
+    cache.done()
+    cache.merge()
+    return f"litdata:{out / 'chunks'}"
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_hf, as_wds, as_litdata])
 def test_a_source_gives_the_rows_of_the_folder(
     write: Callable[[Path, Path, bool], str], model: Path, images: Path, expected: list[Any], tmp_path: Path
 ) -> None:
@@ -118,7 +131,7 @@ def test_a_source_gives_the_rows_of_the_folder(
             assert ours[column] == pytest.approx(theirs[column], rel=2e-3, abs=1e-5), (ours["id"], column)
 
 
-@pytest.mark.parametrize("write", [as_csv, as_parquet, as_hf, as_wds])
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_hf, as_wds, as_litdata])
 def test_a_source_needs_no_labels(
     write: Callable[[Path, Path, bool], str], model: Path, images: Path, expected: list[Any], tmp_path: Path
 ) -> None:

@@ -168,7 +168,7 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
             r"unknown dataset 'cifar11'; known: cifar10, cifar100, digits, folder:PATH, .* Did you mean 'cifar10'\?",
         ),
         ("digit", r"Did you mean 'digits'\?"),
-        ("xyz", r"known: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME, wds:PATTERN\.$"),
+        ("xyz", r"known: cifar10, .*, folder:PATH, csv:FILE, parquet:FILE, hf:NAME, wds:PATTERN, litdata:FOLDER\.$"),
         ("tests", r"Did you mean 'folder:tests'\?"),
         ("folder:", "names no folder"),
     ],

@@ -126,8 +126,16 @@ def _data() -> list[Case]:
                 ("wds:absent-{0..2}.tar", "there is no tar file"),
                 ("wds:{0..2.tar", "braces"),
                 ("wds:images/text.jpg", "is cut off, damaged or no tar file"),
-                ("wds:http://127.0.0.1:9/a.tar", "after 6 attempts in vain"),
+                ("wds:http://127.0.0.1:9/a.tar?patience=0", "nothing for 0 seconds (["),
+                ("wds:http://127.0.0.1:9/a?patience=0&keep=no", "nothing for 0 seconds (["),
+                ("wds:http://here:port/a.tar", "is no address"),
+                ("wds:x.tar?patience=soon", "patience is 'soon'"),
                 ("wds:x.tar?lable=y", "has no option 'lable'"),
+                ("litdata:", "names no folder"),
+                ("litdata:absent", "there is no folder absent"),
+                ("litdata:data/flat", "has no index.json"),
+                ("litdata:a_file", "there is no folder"),
+                ("litdata:s3://bucket/pets", "reads folders of this machine and of http"),
             )
         ),
         *(
@@ -138,6 +146,7 @@ def _data() -> list[Case]:
                 (["--data", "folder:data/flat", "--out", "data"], "not an empty folder"),
                 (["--data", "folder:data/flat", "--out", "a_file/x"], "cannot write"),
                 (["--data", "folder:data/flat", "--out", "new", "--workers", "0"], "workers is 0"),
+                (["--data", "folder:data/flat", "--out", "new", "--format", "zip"], "--format"),
                 (["--data", "folder:data/flat", "--out", "new", "--max-bad", "few"], "max_bad is 'few'"),
                 (["--data", "folder:data/flat", "--out", "new", "--resize=-1"], "resize is -1"),
                 (["--data", "folder:data/flat", "--out", "new", "--images-per-shard", "0"], "images_per_shard is 0"),
@@ -561,7 +570,7 @@ def _bulk() -> list[Case]:
         "absent": "unknown dataset", "folder:absent": "there is no folder", "folder:": "names no folder", "": "there is no data",
         "nul\0": "there is no data", "a_file": "unknown dataset", "folder:a_file": "is a file", "data/empty": "no images in",
         "digit": "Did you mean", "csv:absent.csv": "there is no file", "csv:images/random.png": "images/random.png",
-        "wds:images/text.jpg": "no tar file", "parquet:data/flat": "no Parquet files in", "csv:a_file": "has no column 'image'",
+        "wds:images/text.jpg": "no tar file", "parquet:data/flat": "no Parquet files in", "litdata:absent": "there is no folder", "csv:a_file": "has no column 'image'",
     }  # fmt: skip
     return [
         Case("bulk", on_images, (0,), "could not be predicted"),

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ def files_recipe(folder: Path) -> Recipe:
     return from_files(folder / "images", epochs=5, model=LAYER_NORM, batch_size=16)
 
 
-def shards_recipe(folder: Path) -> Recipe:
-    """The same of the same images in tar files."""
+def shards_recipe(folder: Path, kind: str = "wds") -> Recipe:
+    """The same of the same images in tar files, or in chunks of litdata."""
     recipe = files_recipe(folder)
-    return replace(recipe, data=replace(recipe.data, name=f"wds:{folder / 'shards'}"))
+    place = folder / {"wds": "shards", "litdata": "chunks"}[kind]
+    return replace(recipe, data=replace(recipe.data, name=f"{kind}:{place}"))
 
 
 # What one of the processes does
@@ -105,6 +107,8 @@ def be_one_of_two(folder: Path) -> None:
         run(recipe, folder / name)
     run(files_recipe(folder), folder / "files")
     run(shards_recipe(folder), folder / "shards run")
+    if find_spec("litdata"):
+        run(shards_recipe(folder, "litdata"), folder / "chunks run")
     interrupted_and_resumed(RECIPES["batch"], folder / "batch resumed", CPU)
     interrupted(RECIPES["layer"], folder / HALF_WHOLE, CPU)
     interrupted(RECIPES["layer"], folder / HALF_SHARDED, FSDP)
@@ -219,6 +223,8 @@ def done_by(count: int, folder: Path) -> Path:
     """What processes, started as torchrun would, left in a folder."""
     write_digits(folder / "images", 104)  # 80 to train on
     write_shards(f"folder:{folder / 'images'}", folder / "shards", images_per_shard=30)
+    if find_spec("litdata"):
+        write_shards(f"folder:{folder / 'images'}", folder / "chunks", images_per_shard=30, format="litdata")
     environment = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
@@ -288,6 +294,8 @@ def test_four_processes_from_memory_files_and_shards(two: Path, four: Path, tmp_
     for several in (two, four):
         assert step_losses(several / "files") == pytest.approx(losses, abs=1e-5)
         assert step_losses(several / "shards run") == pytest.approx(losses, abs=1e-5)
+    if find_spec("litdata"):
+        assert step_losses(two / "chunks run") == pytest.approx(losses, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from small_runs import (
     write_digits,
 )
 
+from patchconvnet.data.sources.shard_files import Format
+from patchconvnet.data.sources.shards import write_shards
 from patchconvnet.errors import UserError
 from patchconvnet.training.learner import Learner
 from patchconvnet.training.recipe import Recipe
@@ -110,6 +112,28 @@ def test_workers_have_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(KeyboardInterrupt):
             run(recipe(1), folder)
     run(recipe(0), folder, resume="yes")
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["tar", "litdata"])
+def test_from_shards_it_ends_with_the_bits_of_a_run_from_files(
+    format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"tar": "braceexpand", "litdata": "litdata"}[format])
+    images = write_digits(tmp_path / "images", 96)
+    write_shards(f"folder:{images}", tmp_path / "shards", images_per_shard=20, format=format)
+    name = f"{'wds' if format == 'tar' else 'litdata'}:{tmp_path / 'shards'}"
+
+    def recipe(workers: int) -> Recipe:
+        return from_files(images, data={"name": name, "workers": workers}, epochs=2, checkpoint_every="2 steps")
+
+    whole, folder = run(from_files(images, epochs=2), tmp_path / "whole"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(2), folder)
+    run(recipe(1), folder, resume="yes")
     assert_same_run(folder, whole)
 
 

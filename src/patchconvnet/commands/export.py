@@ -61,7 +61,7 @@ def export(
         precision: fp32; fp16 or int8 for all but pooling, softmax, classifier and evidence, which stay fp32.
         calibration: images, folders or patterns that int8 finds its scales on; 200 of them are taken.
         data: labelled images to measure what int8 or fp16 costs on: cifar10, cifar100, digits, folder:PATH,
-            csv:FILE, parquet:FILE, hf:NAME or wds:PATTERN.
+            csv:FILE, parquet:FILE, hf:NAME, wds:PATTERN or litdata:FOLDER.
         masks: folder of masks for these, to measure how much of the evidence is in the object.
         limit: images of the data that are measured at most.
         onnxruntime_web: for web, the npm package onnxruntime-web as a folder or .tgz; if not given, it is downloaded.

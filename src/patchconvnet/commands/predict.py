@@ -52,8 +52,8 @@ def predict(
     Args:
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
             patchconvnet_s60.fb_in1k, any timm model such as resnet50, a hub id (owner/name), or an .onnx file.
-        data: a folder of images, or a data set: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME
-            or wds:PATTERN; images of a folder or a source need no labels.
+        data: a folder of images, or a data set: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE,
+            hf:NAME, wds:PATTERN or litdata:FOLDER; images of a folder or a source need no labels.
         out: folder for the Parquet files and predict.json.
         split: which images; auto is all of a folder or a source, and the test split of others.
         root: where CIFAR is kept or downloaded to.

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.terminal import printable
+
+WORDS = {"tar": "tar files", "litdata": "chunks of litdata"}
 
 
 def shard(
@@ -14,10 +17,11 @@ def shard(
     root: str | None = None,
     resize: int | None = None,
     images_per_shard: int = 1000,
+    format: Literal["tar", "litdata"] = "tar",
     workers: int = 2,
     max_bad: str | None = None,
 ) -> int:
-    """Write a data set as tar files that train, evaluate and audit read with --data wds:OUT.
+    """Write a data set as files of many images that train, evaluate and audit read with --data wds:OUT or litdata:OUT.
 
       patchconvnet shard --data folder:my_images --out shards --resize 256
       patchconvnet train --recipe probe --data wds:shards
@@ -25,11 +29,13 @@ def shard(
     After an interruption the same command continues where it stopped.
 
     Args:
-        data: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME or wds:PATTERN.
+        data: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME, wds:PATTERN or
+            litdata:FOLDER.
         out: the folder to write.
         root: where the data is, or is downloaded to.
         resize: shorter side that larger images get, in pixels; by default their files are kept as they are.
-        images_per_shard: images in one tar file.
+        images_per_shard: images in one file.
+        format: tar, which webdataset and other programs read, or litdata; docs/data.md compares them.
         workers: threads that read, resize and write.
         max_bad: how many unreadable images may be left out, such as 0.1% or 20; by default any number of a
             folder's, and none of another source's.
@@ -40,11 +46,12 @@ def shard(
     with progress_bar() as bar:
         task = bar.add_task("shards", total=None)
         written = write_shards(
-            data, out, root=root, resize=resize, images_per_shard=images_per_shard, workers=workers,
-            max_bad=max_bad,             on_shard=lambda done, total: bar.update(task, completed=done, total=total),
+            data, out, root=root, resize=resize, images_per_shard=images_per_shard, format=format,
+            workers=workers, max_bad=max_bad,
+            on_shard=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     already = f" ({written.already} of them were there)" if written.already else ""
-    print(f"{printable(out)}: {written.images:,} images in {written.shards:,} tar files{already}")
+    print(f"{printable(out)}: {written.images:,} images in {written.shards:,} {WORDS[format]}{already}")
     return 0
 
 

@@ -34,7 +34,8 @@ class ModelAndData:
     Args:
         model: a run folder, a model folder, cifar10 (ships with the package), imagenet, a published tag such as
             patchconvnet_s60.fb_in1k, any timm model such as resnet50, a hub id (owner/name), or an .onnx file.
-        data: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME or wds:PATTERN.
+        data: cifar10, cifar100, digits, folder:PATH, csv:FILE, parquet:FILE, hf:NAME, wds:PATTERN or
+            litdata:FOLDER.
         split: the images to measure on; auto is the test split, or all images of a folder without one
             that the model has not seen.
         root: where CIFAR is kept or downloaded to.

@@ -14,6 +14,7 @@ from patchconvnet.data.folders import load_folder
 from patchconvnet.data.labelled_images import Images
 from patchconvnet.data.sources.fetching import default_root
 from patchconvnet.data.sources.listing import Listing
+from patchconvnet.data.sources.litdata_chunks import read_litdata
 from patchconvnet.data.sources.names import PLACES, is_source, parsed
 from patchconvnet.data.sources.tables import read_csv, read_parquet
 from patchconvnet.data.sources.tars import read_tars
@@ -74,12 +75,13 @@ def load(
             show_progress=show_progress,
         )
     if is_source(name):
-        return open_listing(name, root).data_set(
+        max_bad = "0" if strict else max_bad
+        return open_listing(name, root, max_bad).data_set(
             name,
             validation=validation,
             test=test,
             seed=seed,
-            max_bad="0" if strict else max_bad,
+            max_bad=max_bad,
             show_progress=show_progress,
         )
     if name == "digits":
@@ -95,12 +97,13 @@ def load(
     raise UserError(f"unknown dataset {name!r}; known: {', '.join(KNOWN)}.{hint}")
 
 
-def open_listing(name: str, root: str | os.PathLike[str] | None = None) -> Listing:
+def open_listing(name: str, root: str | os.PathLike[str] | None = None, max_bad: str | None = None) -> Listing:
     """The images that a source lists, before they are divided; a class that is not given is None.
 
     Args:
         name: of the source, such as "csv:pets.csv?label=breed".
         root: where a relative path in it is taken from.
+        max_bad: how many images may be in files that a server does not send, as for `load`.
 
     Raises:
         UserError: there is no such source, it cannot be read, or the package that reads it is missing.
@@ -111,7 +114,9 @@ def open_listing(name: str, root: str | os.PathLike[str] | None = None) -> Listi
     if source.kind == "parquet":
         return read_parquet(source, root)
     if source.kind == "wds":
-        return read_tars(source, root)
+        return read_tars(source, root, max_bad)
+    if source.kind == "litdata":
+        return read_litdata(source, root, max_bad)
     from patchconvnet.data.sources.huggingface import read_hf
 
     return read_hf(source, root)

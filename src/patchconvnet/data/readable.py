@@ -67,9 +67,23 @@ def leave_out_unreadable(
 
 
 def is_readable(images: StoredImages, index: int) -> bool:
-    """Whether image `index` will be read; a JPEG is tried at an eighth of its size, which finds cut ones too."""
+    """Whether image `index` will be read; see `is_readable_content`."""
     try:
-        with Image.open(opened(images.encoded(index), images.place(index))) as image:
+        encoded = images.encoded(index)
+    except UserError:
+        return False
+    return is_readable_content(encoded, images.place(index))
+
+
+def is_readable_content(encoded: Path | bytes, place: str) -> bool:
+    """Whether an encoded image will be read; a JPEG is tried at an eighth of its size, which finds cut ones too.
+
+    Args:
+        encoded: its file, or the bytes of one.
+        place: what it is called.
+    """
+    try:
+        with Image.open(opened(encoded, place)) as image:
             if image.width * image.height > MOST_PIXELS:
                 return False
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))

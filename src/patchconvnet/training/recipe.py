@@ -45,7 +45,7 @@ class DataOptions:
 
     Args:
         name: cifar10, cifar100, digits, folder:PATH (one folder a class, or train/ val/ test/ of those), csv:FILE,
-            parquet:FILE, hf:NAME or wds:PATTERN.
+            parquet:FILE, hf:NAME, wds:PATTERN or litdata:FOLDER.
         root: where the data is, or is downloaded to; by default $PATCHCONVNET_DATA or ~/.cache/patchconvnet.
         validation: training images set aside to choose the best epoch by: a share below 1, a number, or
             0 for none (then the last epoch is kept). By default what fits the data set; CIFAR: the last 10,000.

@@ -1,12 +1,16 @@
 """One set of images for every source."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from forms import CLASSES
 from PIL import Image
+from serving import Served
+
+from patchconvnet.data.sources import fetching
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,3 +38,12 @@ def shuffled(folder: Path) -> list[tuple[Path, str]]:
     files = [(path, path.relative_to(folder).parts[0]) for path in folder.rglob("*.*")]
     random.Random(3).shuffle(files)
     return files
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server of the test's folder; it is asked again without much waiting."""
+    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
+    server = Served(tmp_path)
+    yield server
+    server.stop()

@@ -1,65 +1,21 @@
 """Tar files: of webdataset's own writer, on the disk and from a server that breaks off; cut ones; those we write."""
 
-import http.server
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from forms import Files
 from PIL import Image
+from serving import Served
 from test_sources import assert_same, refuses
 
 from patchconvnet.data.datasets import load
-from patchconvnet.data.sources import fetching
 from patchconvnet.data.sources.shards import write_shards
 
 wds = pytest.importorskip("webdataset", reason="webdataset is not installed")
-
-
-class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves files with ranges; sends at most `most` bytes an answer, and nothing while `down` is above 0."""
-
-    most, down = 10**9, 0
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        kind = type(self)
-        kind.asked.append(self.headers.get("Range", ""))
-        if kind.down:
-            kind.down -= 1
-            self.connection.close()
-            return
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(content) - begin))
-        self.end_headers()
-        self.wfile.write(content[begin:][: kind.most])
-
-    def log_message(self, *words: object) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
-    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
-    handler = type("Handler", (Server,), {"asked": []})
-    folder = str(tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: handler(*given, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handler
-        server.shutdown()
-        thread.join()
 
 
 def write_tars(out: Path, files: Files) -> None:
@@ -80,27 +36,26 @@ def test_tars_of_webdataset_give_the_data_set_of_the_folder(folder: Path, shuffl
 
 
 def test_tars_of_a_server_that_breaks_off_and_comes_back(
-    folder: Path, shuffled: Files, tmp_path: Path, served: tuple[str, type[Server]]
+    folder: Path, shuffled: Files, tmp_path: Path, served: Served
 ) -> None:
-    url, server = served
     write_tars(tmp_path / "tars", shuffled)
-    server.most, server.down = 30_000, 2
-    name = f"wds:{url}/tars/pets-{{000..002}}.tar"
+    served.handler.most, served.handler.down = 30_000, 2
+    name = f"wds:{served.url}/tars/pets-{{000..002}}.tar"
     found = load(name, root=tmp_path / "cache")
     assert_same(found, load(f"folder:{folder}"))
-    assert any(asked == "bytes=30000-" for asked in server.asked)  # it went on where it had stopped
-    count = len(server.asked)
+    assert any(asked == "bytes=30000-" for _, asked in served.handler.asked)  # it went on where it had stopped
+    count = len(served.handler.asked)
     load(name, root=tmp_path / "cache")
-    assert len(server.asked) == count  # all was there
+    assert len(served.handler.asked) == count  # all was there
 
 
-def test_a_server_that_stays_away_is_named_in_the_end(tmp_path: Path, served: tuple[str, type[Server]]) -> None:
-    url, server = served
-    server.down = 100
-    refuses(f"wds:{url}/a.tar", f"{url}/a.tar cannot be fetched, after 6 attempts in vain", root=tmp_path / "cache")
-    assert len(server.asked) == fetching.ATTEMPTS
-    server.down = 0
-    refuses(f"wds:{url}/a.tar", "404", root=tmp_path / "cache")
+def test_a_server_that_stays_away_is_named_in_the_end(tmp_path: Path, served: Served) -> None:
+    served.stop()
+    name = f"wds:{served.url}/a.tar?patience=0.2"
+    refuses(name, f"{served.url}/a.tar cannot be fetched: nothing for 0.2 seconds", "refused", root=tmp_path / "cache")
+    served.start()
+    refuses(name, "404", root=tmp_path / "cache")
+    refuses(f"wds:{served.url}/a.tar?patience=long", "patience is 'long'", root=tmp_path / "cache")
 
 
 def test_cut_and_damaged_ones_are_named(shuffled: Files, tmp_path: Path) -> None:

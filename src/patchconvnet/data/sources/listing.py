@@ -15,7 +15,7 @@ import torch
 
 from patchconvnet.data.image_paths import class_name, read_heif
 from patchconvnet.data.labelled_images import ImageRecords, Store, content_digest
-from patchconvnet.data.readable import check_budget, in_threads, is_readable, listed
+from patchconvnet.data.readable import check_budget, in_threads, is_readable_content, listed
 from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName, divided
 from patchconvnet.errors import UserError
 
@@ -31,6 +31,8 @@ class Listing:
         labels: the class of each, as the source has it: a name, a number, or None.
         splits: the split of each; None where the source has no splits.
         class_names: what the source calls its classes, in their order, or None.
+        digests: of the content of each, if they were all read on the way; empty for one that is not readable.
+        lost: images beside these that cannot be had, as of a shard that a server does not send.
     """
 
     where: str
@@ -39,6 +41,8 @@ class Listing:
     labels: Sequence[str | int | None]
     splits: Sequence[str] | None = None
     class_names: list[str] | None = None
+    digests: Sequence[str] | None = None
+    lost: Sequence[str] = ()
 
     def data_set(
         self,
@@ -61,9 +65,11 @@ class Listing:
         read_heif()
         class_names, labels = self._classes()
         images, bad = self._images(class_names, labels, show_progress)
+        bad += self.lost
         if bad:
-            message = f"{len(bad)} of {len(self.labels)} images in {self.where} are not readable images: {listed(bad)}"
-            check_budget(len(bad), len(self.labels), max_bad, message)
+            total = len(self.labels) + len(self.lost)
+            message = f"{len(bad)} of {total} images in {self.where} are not readable images: {listed(bad)}"
+            check_budget(len(bad), total, max_bad, message)
             warnings.warn(f"{message}; skipped.", stacklevel=3)
             if lost := sorted(set(labels) - set(images.labels.tolist())):
                 raise UserError(
@@ -106,10 +112,15 @@ class Listing:
     def _images(self, class_names: list[str], labels: list[int], show_progress: bool) -> tuple[ImageRecords, list[str]]:
         """All readable images in the order of a folder, and where the others are."""
         rows = torch.arange(len(labels))
-        unnamed = ImageRecords(self.store, rows, [""] * len(labels), torch.tensor(labels), class_names)
 
         def digest(row: int) -> str | None:
-            return content_digest(unnamed.encoded(row)) if is_readable(unnamed, row) else None
+            if self.digests is not None:
+                return self.digests[row] or None
+            try:
+                encoded = self.store.encoded(row)
+                return content_digest(encoded) if is_readable_content(encoded, self.store.place(row)) else None
+            except UserError:
+                return None
 
         digests = in_threads(digest, range(len(labels)), "Checking images", show_progress)
         good = [row for row, found in enumerate(digests) if found is not None]

@@ -17,6 +17,8 @@ COLUMNS = {
     "split": "the column that says train, validation or test",
     "classes": "a file with the names of the classes, one a line; numbers among the labels count from its first",
 }
+VERIFY = "yes: compare the files of patchconvnet shard with their checksums"
+PATIENCE = "seconds for which a server that does not answer is asked again, 90 by default"
 OPTIONS: dict[str, dict[str, str]] = {
     "csv": COLUMNS,
     "parquet": COLUMNS,
@@ -24,10 +26,21 @@ OPTIONS: dict[str, dict[str, str]] = {
     "wds": {
         "label": "the field of each sample's .json with its class",
         "classes": COLUMNS["classes"],
-        "verify": "yes: compare the files of patchconvnet shard with their checksums",
+        "verify": VERIFY,
+        "keep": "no: read from a server without keeping its files",
+        "patience": PATIENCE,
+    },
+    "litdata": {
+        **COLUMNS,
+        "image": "the field with the images",
+        "label": "the field with the classes",
+        "name": "the field with the images' names",
+        "split": "the field that says train, validation or test",
+        "verify": VERIFY,
+        "patience": PATIENCE,
     },
 }
-PLACES = {"csv": "FILE", "parquet": "FILE", "hf": "NAME", "wds": "PATTERN"}
+PLACES = {"csv": "FILE", "parquet": "FILE", "hf": "NAME", "wds": "PATTERN", "litdata": "FOLDER"}
 
 
 class SourceName(NamedTuple):
@@ -76,6 +89,7 @@ def parsed(name: str) -> SourceName:
     return SourceName(kind, place, options)
 
 
-def missing_package(kind: str, error: ImportError) -> UserError:
-    """For a source whose reader is not installed."""
-    return UserError(f"{kind}: needs the package {error.name}: pip install 'patchconvnet[data]'")
+def missing_package(kind: str, error: ImportError, extra: str = "data") -> UserError:
+    """For a source or an option whose package is not installed; `kind` is what needs it."""
+    package = (error.name or "").partition(".")[0]
+    return UserError(f"{kind}: needs the package {package}: pip install 'patchconvnet[{extra}]'")

@@ -1,14 +1,15 @@
-"""Any data set as tar files: written in parallel, each whole or not at all, so that a killed writing goes on.
+"""Any data set as shards: files of many images, written in parallel, each whole or not at all, so that a killed
+writing goes on.
 
-The files are as `webdataset` lays them out, so other programs read them too; `index.json` beside them has the names of
-the classes, the splits, and the size and checksum of each file.
+They are tar files as `webdataset` lays them out, or chunks of `litdata`, so other programs read them too; `index.json`
+beside them has the names of the classes, the splits, and the size and checksum of each file.
 """
 
 import io
 import json
 import os
-import tarfile
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +21,19 @@ from patchconvnet.data import datasets
 from patchconvnet.data.images import read_image
 from patchconvnet.data.labelled_images import Images, opened
 from patchconvnet.data.readable import allowed
-from patchconvnet.data.sources.tars import INDEX_FILE, digest_of
+from patchconvnet.data.sources.litdata_chunks import check_litdata
+from patchconvnet.data.sources.shard_files import WRITERS, Format, Sample, litdata_index
+from patchconvnet.data.sources.shard_index import INDEX_FILE, PLAN_FILE, digest_of
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import LOCK_FILE, aside, locked_folder, write_atomic, write_text
 
-PLAN_FILE = "plan.json"
+RECORDED = ("file", "split", "images", "bytes", "sha256")  # in index.json, of each shard
 QUALITY = 95  # of a JPEG that was resized
 
 
 class Shard(NamedTuple):
-    """One tar file: which images of which split it has."""
+    """One file: which images of which split it has."""
 
     file: str
     split: str
@@ -52,19 +55,21 @@ def write_shards(
     root: str | os.PathLike[str] | None = None,
     resize: int | None = None,
     images_per_shard: int = 1000,
+    format: Format = "tar",
     workers: int = 2,
     max_bad: str | None = None,
     show_progress: bool = False,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write a data set as tar files into a folder, or go on with it.
+    """Write a data set as shards into a folder, or go on with it.
 
     Args:
         name: of the data set, as for `patchconvnet.data.datasets.load`.
         out: the folder.
         root: as for `load`.
         resize: length of the shorter side that larger images get; by default the bytes of their files are kept.
-        images_per_shard: images in one tar file.
+        images_per_shard: images in one file.
+        format: "tar", or "litdata", which needs the package of that name.
         workers: threads that read, resize and write.
         max_bad: how many unreadable images may be left out, as for `load`.
         show_progress: whether to draw a progress bar while the images are checked.
@@ -82,16 +87,22 @@ def write_shards(
             raise UserError(f"{what} is {value}; it must be from 1 to {most:,}.")
     if resize is not None and not 1 <= resize <= 10_000:
         raise UserError(f"resize is {resize}; give the shorter side in pixels, from 1 to 10,000.")
+    if format not in WRITERS:
+        raise UserError(f"format is {format!r}; it can be {' or '.join(WRITERS)}.")
+    if format == "litdata":
+        check_litdata("--format litdata")
     allowed(max_bad or "0", 1)  # refused although there may be no bad image
     data = datasets.load(name, root=root, validation=0, max_bad=max_bad, show_progress=show_progress)
     parts: dict[str, Split] = {"all": data.require("all")} if data.drawn or name == "digits" else _own_splits(data)
-    shards = [shard for split, images in parts.items() for shard in _planned(split, len(images), images_per_shard)]
+    shards = [
+        shard for split, images in parts.items() for shard in _planned(split, len(images), images_per_shard, format)
+    ]
     fingerprint = {k: v for k, v in data.fingerprint().items() if k in ("class names", "all images", "all contents")}
-    plan = {"fingerprint": fingerprint, "resize": resize, "images_per_shard": images_per_shard}
+    plan = {"fingerprint": fingerprint, "resize": resize, "images_per_shard": images_per_shard, "format": format}
     _check_folder(out)
     with locked_folder(out, "writing of shards"):
         _claim(out, plan)
-        return _write_all(data, parts, shards, out, resize, workers, on_shard)
+        return _write_all(data, parts, shards, out, plan, workers, on_shard)
 
 
 def _write_all(
@@ -99,16 +110,18 @@ def _write_all(
     parts: dict[str, Split],
     shards: list[Shard],
     out: Path,
-    resize: int | None,
+    plan: dict[str, Any],
     workers: int,
     on_shard: Callable[[int, int], None] | None,
 ) -> Written:
+    for left in out.glob(".*.part.*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     records = {shard.file: out / f".{shard.file}.json" for shard in shards}
     open_shards = [shard for shard in shards if not _is_written(out / shard.file, records[shard.file])]
     done = len(shards) - len(open_shards)
     with ThreadPoolExecutor(workers) as pool:  # reading, decoding and checksums leave Python's lock
         jobs = [
-            pool.submit(_write, out / shard.file, records[shard.file], parts[shard.split], shard, resize)
+            pool.submit(_write, out / shard.file, records[shard.file], parts[shard.split], shard, plan)
             for shard in open_shards
         ]
         try:
@@ -120,13 +133,15 @@ def _write_all(
             raise UserError(f"cannot write into {out}: {first_line(error)}") from error
         finally:
             pool.shutdown(cancel_futures=True)
+    written = [json.loads(records[shard.file].read_text()) for shard in shards]
     index: dict[str, Any] = {
         "class_names": data.class_names,
         "splits": "all" not in parts,
         "images": sum(map(len, parts.values())),
         "reading": data.reading(),
-        "resize": resize,
-        "shards": [json.loads(records[shard.file].read_text()) for shard in shards],
+        "resize": plan["resize"],
+        "shards": [{key: value for key, value in record.items() if key in RECORDED} for record in written],
+        **(litdata_index(written, plan["images_per_shard"]) if plan["format"] == "litdata" else {}),
     }
     write_text(out / INDEX_FILE, json.dumps(index, indent=1) + "\n")
     return Written(index["images"], len(shards), done)
@@ -137,10 +152,11 @@ def _own_splits(data: DataSplits) -> dict[str, Split]:
     return {name: images for name, images in splits.items() if images is not None}
 
 
-def _planned(split: str, count: int, size: int) -> list[Shard]:
+def _planned(split: str, count: int, size: int, format: Format) -> list[Shard]:
     """A split's shards; its images are mixed, for readers that take them one after another."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(size)
-    return [Shard(f"{split}-{number:05}.tar", split, places.tolist()) for number, places in enumerate(order)]
+    ending, _ = WRITERS[format]
+    return [Shard(f"{split}-{number:05}.{ending}", split, places.tolist()) for number, places in enumerate(order)]
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
@@ -152,7 +168,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged: {first_line(error)}; give another folder.") from error
-        if before != plan:
+        if {"format": "tar", **before} != plan:
             raise UserError(f"{out} holds shards of other images or of other options; give another folder.")
         return
     write_text(path, json.dumps(plan) + "\n")
@@ -173,28 +189,24 @@ def _is_written(path: Path, record: Path) -> bool:
         return False
 
 
-def _write(path: Path, record: Path, images: Split, shard: Shard, resize: int | None) -> None:
-    def write(part: Path) -> None:
-        with tarfile.open(part, "w") as archive:
-            used: set[str] = set()
-            for place in shard.places:
-                content, ending = _content(images, place, resize)
-                label = images.class_names[int(images.labels[place])]
-                name = _member_name(images, place, label)
-                name = f"{name}~{place}" if name in used else name
-                used.add(name)
-                _add(archive, f"{name}.{ending}", content)
-                _add(archive, f"{name}.cls", label.encode())
-
-    write_atomic(path, write)
+def _write(path: Path, record: Path, images: Split, shard: Shard, plan: dict[str, Any]) -> None:
+    _, write = WRITERS[plan["format"]]
+    told: dict[str, Any] = {}
+    write_atomic(path, lambda part: told.update(write(part, _samples(images, shard.places, plan["resize"]))))
     about = {"file": path.name, "split": shard.split, "images": len(shard.places), "bytes": path.stat().st_size}
-    write_text(record, json.dumps({**about, "sha256": digest_of(path)}))
+    write_text(record, json.dumps({**about, "sha256": digest_of(path), **told}))
 
 
-def _member_name(images: Split, place: int, label: str) -> str:
-    """Class, folder and file name; a dot would end a key, so it is written as %2E."""
-    name = f"{place:08}" if isinstance(images, Images) else images.name(place).removeprefix(f"{label}/")
-    return f"{label}/{name}".replace("%", "%25").replace(".", "%2E")
+def _samples(images: Split, places: list[int], resize: int | None) -> Iterator[Sample]:
+    used: set[str] = set()
+    for place in places:
+        content, ending = _content(images, place, resize)
+        label = int(images.labels[place])
+        class_name = images.class_names[label]
+        name = f"{place:08}" if isinstance(images, Images) else images.name(place).removeprefix(f"{class_name}/")
+        name = f"{name}~{place}" if f"{class_name}/{name}" in used else name
+        used.add(f"{class_name}/{name}")
+        yield Sample(name, content, ending, label, class_name)
 
 
 def _content(images: Split, place: int, resize: int | None) -> tuple[bytes, str]:
@@ -213,9 +225,3 @@ def _content(images: Split, place: int, resize: int | None) -> tuple[bytes, str]
     content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
     ending = images.name(place).rpartition(".")[2].lower()
     return content, ending
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
