@@ -13,7 +13,7 @@ from pathlib import Path
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves files with ranges, below /moved by redirection.
 
-    Sends at most `most` bytes an answer, nothing while `down` is above 0, and no parts of files with `whole_files_only`.
+    Sends at most `most` bytes an answer, nothing while `down` is above 0, no parts of files with `whole_files_only`.
     """
 
     most, down, whole_files_only = 10**9, 0, False
