@@ -22,10 +22,11 @@ COMMANDS = {
     "evaluate": "measure a model on labelled images",
     "explain": "see what a model says about an image, and which patches made it",
     "predict": "classify many images into Parquet files, on one machine or a cluster",
+    "review": "list the images worth a look, from what predict wrote",
     "serve": "answer over HTTP, with maps and a page",
     "audit": "measure how faithful a model's maps are, beside the usual methods",
     "export": "write a model with its maps as a file that runs without PyTorch",
-    "shard": "write a data set as tar files, to train from",
+    "shard": "write a data set as files of many images, to train from",
     "models": "list the variants and their published weights",
 }
 HELP = f"""usage: patchconvnet COMMAND [options]

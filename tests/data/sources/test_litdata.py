@@ -48,8 +48,8 @@ def write(out: Path, files: Files, sample: Callable[[Path, str], Any], size: int
     from litdata.streaming import Cache
 
     cache = Cache(str(out), chunk_size=size, **options)
-    for i, (path, name) in enumerate(files):
-        cache[i] = sample(path, name)
+    for i, file in enumerate(files):
+        cache[i] = sample(*file)
     cache.done()
     cache.merge()
     return out
@@ -114,6 +114,22 @@ def test_what_was_pickled_is_not_run(shuffled: Files, tmp_path: Path) -> None:
     assert not made.exists()
     litdata.StreamingDataset(str(place))[0]  # which shows that it would have been
     assert made.exists()
+
+
+def test_any_row_of_a_table_of_many_batches(shuffled: Files, tmp_path: Path) -> None:
+    """Bytes, texts and numbers alone are written as an Arrow table, in batches of 256."""
+    many = [(path, name, i) for i, (path, name) in enumerate(shuffled * 20)]
+    place = write(
+        tmp_path / "out", many,
+        lambda path, name, i: {"image": path.read_bytes(), "label": name, "name": f"{i}-{path.name}"}, size=600,
+    )  # fmt: skip
+    assert (place / "chunk-0-0.bin").read_bytes().endswith(b"LDARW01\0")
+    images = load(f"litdata:{place}").require("all")
+    assert isinstance(images, StoredImages)
+    assert len(images) == len(many) > 600
+    for at in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist():
+        path, name, _ = many[int(images.name(at).split("/")[1].partition("-")[0])]
+        assert (images.encoded(at), images.name(at).split("/")[0]) == (path.read_bytes(), name)
 
 
 def test_shards_give_the_data_set_of_the_folder(folder: Path, shuffled: Files, tmp_path: Path) -> None:

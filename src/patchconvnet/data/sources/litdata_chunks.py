@@ -87,9 +87,11 @@ class ChunkStore:
         from litdata.streaming.sampler import ChunkedIndex
 
         try:
-            chunk, sample = self._chunk(row)
-            index = ChunkedIndex(index=chunk.begin + sample, chunk_index=chunk.number)
-            value = self._opened.of(self).read(index)
+            chunk, place = self._chunk(row)
+            value = self._opened.table_row(self, chunk, place)
+            if value is None:
+                index = ChunkedIndex(index=chunk.begin + place, chunk_index=chunk.number)
+                value = self._opened.reader(self).read(index)
         except MemoryError:
             raise
         except Exception as error:  # of litdata, and of what it reads with
@@ -112,17 +114,39 @@ class ChunkStore:
 
 
 class _Readers:
-    """litdata's readers: one a thread and process, since they keep where they are; a copy begins with none."""
+    """litdata's readers, for each thread and process its own, since they keep where they are; a copy begins with none.
+
+    Samples of bytes, texts and numbers alone are written by litdata as an Arrow table, of which its reader decodes 256
+    rows to give one: with JPEG files of 28 kB 0.17 ms, against 0.02 ms in a tar file. So that row is taken here.
+    """
 
     def __init__(self) -> None:
         self._local, self._process = threading.local(), os.getpid()
 
-    def of(self, store: ChunkStore) -> Any:
+    def reader(self, store: ChunkStore) -> Any:
+        """The reader of all chunks."""
+        own = self._own()
+        if "reader" not in own:
+            own["reader"] = _reader(store)
+        return own["reader"]
+
+    def table_row(self, store: ChunkStore, chunk: Chunk, place: int) -> dict[str, Any] | None:
+        """A sample of a chunk that is a table; None where it is none."""
+        tables = self._own().setdefault("tables", {})
+        if chunk.number not in tables:
+            tables[chunk.number] = _table(store.folder / chunk.file)
+        if tables[chunk.number] is None:
+            return None
+        reader, ends = tables[chunk.number]
+        batch = bisect.bisect_right(ends, place)
+        rows = reader.get_batch(batch)
+        (row,) = rows.slice(place - (ends[batch] - len(rows)), 1).to_pylist()
+        return dict(row)
+
+    def _own(self) -> dict[str, Any]:
         if self._process != os.getpid():  # forked
-            self.__init__()  # type: ignore[misc]
-        if not hasattr(self._local, "reader"):
-            self._local.reader = _reader(store)
-        return self._local.reader
+            self._local, self._process = threading.local(), os.getpid()
+        return self._local.__dict__
 
     def __reduce__(self) -> tuple[type["_Readers"], tuple[()]]:
         return _Readers, ()
@@ -161,6 +185,21 @@ def _reader(store: ChunkStore) -> Any:
     loader.set_posix_fast(True, keep=MAPPED, willneed=False)
     loader.set_mmap_allowed_chunks({chunk.number for chunk in store.chunks})
     return BinaryReader(str(store.folder), item_loader=loader, serializers=serializers)
+
+
+def _table(path: Path) -> tuple[Any, list[int]] | None:
+    """The reader of a chunk's Arrow table, and where each of its batches ends; None where it has none."""
+    try:
+        import pyarrow
+    except ImportError:  # then litdata has written none
+        return None
+    from litdata.streaming.item_loader import open_arrow_footer_reader
+
+    found = open_arrow_footer_reader(memoryview(pyarrow.memory_map(str(path)).read_buffer()))
+    if found is None or not found[1]:  # none, or a stream, as litdata wrote them before
+        return None
+    reader = found[0]
+    return reader, list(accumulate(len(reader.get_batch(i)) for i in range(reader.num_record_batches)))
 
 
 class _NotRead:

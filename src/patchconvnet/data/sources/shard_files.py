@@ -53,6 +53,7 @@ def write_chunk(path: Path, samples: Iterator[Sample]) -> dict[str, Any]:
     Raises:
         UserError: the images are too large for one chunk.
     """
+    from litdata import File
     from litdata.streaming import Cache
     from litdata.streaming.serializers import StringSerializer
 
@@ -69,7 +70,7 @@ def write_chunk(path: Path, samples: Iterator[Sample]) -> dict[str, Any]:
             if (size := size + len(sample.content) + 1000) > LARGEST_CHUNK:
                 raise UserError("a shard of litdata holds less than 4 GB; give fewer --images-per-shard.")
             name = f"{sample.class_name}/{sample.name}"
-            cache[number] = {"image": sample.content, "label": sample.label, "name": name}
+            cache[number] = {"image": File(bytes=sample.content), "label": sample.label, "name": name}
         cache.done()
         (written,) = Path(folder).glob("*.bin")
         (about,) = Path(folder).glob(f"*{INDEX_FILE}")
