@@ -581,6 +581,13 @@ def _bulk() -> list[Case]:
         *(Case("bulk", [*predict, f"--data={name}"], (2,), said) for name, said in data.items()),
         Case("bulk", ["predict", "--data=images"], (2,), "required: --model"),
         Case("bulk", ["review"], (2,), "required: --predictions"),
+        Case(
+            "bulk",
+            ["audit", "--predictions=absent", "--model=cifar10", "--data=folder:data/flat"],
+            (2,),
+            "give --boxes or",
+        ),
+        Case("bulk", ["audit", "--predictions=absent", "--data=digits"], (2,), "required: --model"),
         Case("bulk", ["review", "--predictions=absent"], (2,), "holds no predictions"),
         Case("bulk", ["review", "--predictions=a_file"], (2,), "a_file"),
         Case("bulk", ["review", "--predictions=nul\0"], (2,), "nul"),

@@ -1,5 +1,6 @@
 """Evaluation of predictions that are written already, without the network."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,41 @@ import torch
 from patchconvnet.bulk.parts import read_description, tables
 from patchconvnet.errors import UserError
 from patchconvnet.training.evaluation import FIRST, Evaluation, Tally
+
+
+def stored_maps(folder: Path, fingerprint: str) -> tuple[str, Iterator[tuple[str, np.ndarray]]]:
+    """The maps that `predict` wrote.
+
+    Args:
+        folder: of the predictions.
+        fingerprint: of the model that they must be of, see `predictor.fingerprint_of`.
+
+    Returns:
+        Which they are, and of each image that could be predicted its id and its map, (h, w) float16.
+
+    Raises:
+        UserError: the predictions are not complete, have no maps, or are of another model.
+    """
+    about = read_description(folder)
+    kind = about["settings"]["maps"]
+    if not about.get("finished"):
+        raise UserError(f"{folder} is not complete: run the same patchconvnet predict again, which goes on")
+    if kind == "none":
+        raise UserError(f"{folder} has no maps; predict with --maps evidence or --maps attention")
+    if about["model"]["sha256"] != fingerprint:
+        raise UserError(
+            f"{folder} is of {about['model']['name']} with other weights or another preprocessing than this model's; "
+            "give the --model and --size that it was predicted with"
+        )
+
+    def rows() -> Iterator[tuple[str, np.ndarray]]:
+        for table in tables(folder, ["id", kind]):
+            good = table.filter(table[kind].is_valid())
+            if len(good):
+                maps = good[kind].combine_chunks().flatten().to_numpy().reshape(-1, *about["map_shape"])
+                yield from zip(good["id"].to_pylist(), maps, strict=True)
+
+    return kind, rows()
 
 
 def evaluate_predictions(folder: Path) -> tuple[Evaluation, dict[str, Any]]:

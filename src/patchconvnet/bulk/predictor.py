@@ -114,7 +114,7 @@ class Predictor:
         self.preprocessing: Preprocessing = (
             preprocessing if settings.size is None else preprocessing.with_size(settings.size)
         )
-        self.fingerprint = _fingerprint(network, self.preprocessing)
+        self.fingerprint = fingerprint_of(network, self.preprocessing)
         self._network: AttentionClassifier = cast(Any, network).fuse() if self._device.type == "cpu" else network
         if not 1 <= settings.top <= LARGEST_TOP:
             raise UserError(f"--top is {settings.top}; it must be from 1 to {LARGEST_TOP:,}")
@@ -337,7 +337,7 @@ def _why(error: Exception) -> str:
     return str(error).partition("\n")[0].encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
-def _fingerprint(network: AttentionClassifier, preprocessing: Preprocessing) -> str:
+def fingerprint_of(network: AttentionClassifier, preprocessing: Preprocessing) -> str:
     """Of all that decides a model's answers: its weights, or its file, and what happens to images before it."""
     digest = hashlib.sha256(repr(sorted(preprocessing.to_dict().items())).encode())
     digest.update(repr((network.config, class_names_of(network), temperature_of(network))).encode())

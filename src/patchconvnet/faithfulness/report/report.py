@@ -12,6 +12,7 @@ from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.report.findings import findings
 from patchconvnet.faithfulness.report.gallery import Example
 from patchconvnet.faithfulness.report.page import html_report
+from patchconvnet.faithfulness.statistics import Estimate
 from patchconvnet.faithfulness.summary import Summary
 from patchconvnet.files import write_atomic
 
@@ -63,13 +64,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
                 "seconds_per_image": summary.seconds.get(m.name),
                 "uninformative": summary.uninformative.get(m.name),
                 "figures": {
-                    name: {
-                        "mean": _number(estimate.mean),
-                        "standard_deviation": _number(estimate.deviation),
-                        "standard_error": _number(estimate.error),
-                        "count": estimate.count,
-                        "missing": estimate.missing,
-                    }
+                    name: figures_of(estimate)
                     for (method, name), estimate in summary.estimates.items()
                     if method == m.name
                 },
@@ -85,6 +80,17 @@ def to_dict(summary: Summary) -> dict[str, Any]:
             for m in summary.methods
         ],
         "findings": {"for": strong, "against": weak},
+    }
+
+
+def figures_of(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as plain values for JSON, by `NUMBERS`; None for what is not finite."""
+    return {
+        "mean": _number(estimate.mean),
+        "standard_deviation": _number(estimate.deviation),
+        "standard_error": _number(estimate.error),
+        "count": estimate.count,
+        "missing": estimate.missing,
     }
 
 
