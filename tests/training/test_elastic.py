@@ -5,6 +5,7 @@ learned from, and dies by its own SIGKILL where it is told to, or waits there to
 """
 
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -237,5 +238,6 @@ def test_three_kills_and_another_number_of_processes(folder: Path, undisturbed: 
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # a process that stands still says where
     count_and_die()
     sys.exit(cli.main(sys.argv[1:]))

@@ -36,3 +36,27 @@ def test_several_nodes_that_share_a_store_are_warned(
         meet(torch.device("cpu"))
     assert ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(warning.message) for warning in found] == [True] * is_warned
     assert not dist.is_initialized()  # it is Fabric that connects them
+
+
+def test_each_restart_has_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    one_node = {
+        **SEVERAL_NODES, "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }  # fmt: skip
+    for name, value in one_node.items():
+        monkeypatch.setenv(name, value)
+    names = []
+    for restart in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        before = set(store.list_keys())
+        try:
+            for _ in range(2):  # two trainings of one process
+                meet(torch.device("cpu"))
+            assert dist.get_backend() == "gloo"
+        finally:
+            dist.destroy_process_group()
+        names.append(set(store.list_keys()) - before)
+    assert names[0]
+    assert {name.partition("restart ")[2][0] for name in names[0]} == {"0"}
+    assert {name.partition("restart ")[2][0] for name in names[1]} == {"1"}

@@ -22,6 +22,8 @@ def meet(device: torch.device) -> None:
     Warns:
         UserWarning: the job has several nodes, which do not count its restarts alike, and may not survive one.
     """
+    if dist.is_initialized():  # by an earlier training of this process
+        return
     if not (dist.is_torchelastic_launched() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"):
         return
     if os.environ["GROUP_WORLD_SIZE"] == "1":
