@@ -12,8 +12,9 @@ from patchconvnet.faithfulness.baselines import METHODS
 from patchconvnet.faithfulness.methods import AttributionOptions
 from patchconvnet.faithfulness.metrics.deletion import deletion, insertion
 from patchconvnet.faithfulness.metrics.ends import Ends
-from patchconvnet.faithfulness.passes import PIXELS_AT_ONCE, answers, for_each, fused, images_at_once
+from patchconvnet.faithfulness.passes import answers, fused
 from patchconvnet.models.imagenet import packaged_weights
+from patchconvnet.models.passes import PIXELS_AT_ONCE, for_each, images_at_once
 
 CPU = torch.device("cpu")
 

@@ -27,15 +27,17 @@ def evidence_scale(values: np.ndarray) -> float:
 
 def attention_colours(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Attention (H, W) → (H, W, 4) uint8: inferno from 0 to `largest` (by `attention_scale`), at opacity 0.6."""
-    colours = (255 * ATTENTION + 0.5).astype(np.uint8)[_places(values / (largest or attention_scale(values)))]
-    return _with_opacity(colours, np.full(values.shape, round(255 * ATTENTION_OPACITY)))
+    rgba = _coloured(values / (largest or attention_scale(values)), (255 * ATTENTION + 0.5).astype(np.uint8))
+    rgba[..., 3] = round(255 * ATTENTION_OPACITY)
+    return rgba
 
 
 def evidence_colours(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Evidence (H, W) → (H, W, 4) uint8: blue against, red for, the more opaque the stronger; zero is transparent."""
     relative = values / (largest or evidence_scale(values))
-    colours = (255 * EVIDENCE + 1e-6).astype(np.uint8)[_places((relative + 1) / 2)]
-    return _with_opacity(colours, np.rint(255 * EVIDENCE_OPACITY * np.minimum(np.abs(relative), 1)))
+    rgba = _coloured((relative + 1) / 2, (255 * EVIDENCE + 1e-6).astype(np.uint8))
+    rgba[..., 3] = np.rint(255 * EVIDENCE_OPACITY * np.minimum(np.abs(relative), 1))
+    return rgba
 
 
 def evidence_print(image: np.ndarray, values: np.ndarray, largest: float | None = None) -> np.ndarray:
@@ -55,22 +57,36 @@ def unseen_colours(seen: np.ndarray) -> np.ndarray:
     dark, light = np.array([[88, 88, 88, 190], [170, 170, 170, 190]], np.uint8)
     stripes = np.where((np.arange(height + width) % period < max(1, period // 10))[:, None], light, dark)
     hatched = np.lib.stride_tricks.sliding_window_view(stripes, (width, 4))[:height, 0]  # each row a pixel further
-    rgba[~seen] = hatched[~seen]
+    hidden = ~seen
+    np.copyto(_whole_pixels(rgba), _whole_pixels(np.ascontiguousarray(hatched)), where=hidden)
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     line = max(1, max(height, width) // 240)
     framed = np.zeros_like(seen)
     framed[max(0, rows[0] - line) : rows[-1] + 1 + line, max(0, columns[0] - line) : columns[-1] + 1 + line] = True
-    rgba[framed & ~seen] = (255, 255, 255, 255)
+    np.copyto(_whole_pixels(rgba), np.uint32(0xFFFFFFFF), where=framed & hidden)
     return rgba
+
+
+def lay_over_unseen(rgba: np.ndarray, seen: np.ndarray) -> None:
+    """Put the colours of what was not seen into `rgba` (H, W, 4) uint8, where `seen` (H, W) is false."""
+    if not seen.all():
+        np.copyto(_whole_pixels(rgba), _whole_pixels(unseen_colours(seen)), where=~seen)
+
+
+def _coloured(shares: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(H, W) in 0..1 → (H, W, 4) uint8 of a table (256, 3) of colours; opacity is left to the caller."""
+    pixels = np.pad(table, ((0, 0), (0, 1))).view(np.uint32)[:, 0][_places(shares)]
+    return pixels.view(np.uint8).reshape(*shares.shape, 4)
+
+
+def _whole_pixels(rgba: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 → the same memory as (H, W) of 32 bits: a pixel is moved at once, several times as fast."""
+    return rgba.view(np.uint32)[..., 0]
 
 
 def _places(shares: np.ndarray) -> np.ndarray:
     """Where values in 0..1, or beyond, are in a table of 256 colours."""
     return np.clip(shares * 256, 0, 255).astype(np.int64)
-
-
-def _with_opacity(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    return np.concatenate([colours, opacity.astype(np.uint8)[..., None]], -1)
 
 
 # ColorBrewer's RdBu, from blue to red

@@ -19,6 +19,7 @@ from patchconvnet.explanation.explainer import Opened, Question, answer, open_im
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.refining import batch_size_for
 from patchconvnet.hardware import Threads
+from patchconvnet.models.passes import for_each, images_at_once
 
 MOST_HELD = 64_000_000  # pixels of images as they were, decoded and waiting: 192 MB
 
@@ -58,7 +59,7 @@ def explain_files(
             if not reading or len(opened) == batch_size or sum(map(_pixels, opened)) >= MOST_HELD:
                 if threads:
                     threads.begin()
-                answers = iter(_answers(model, opened, question))
+                answers = iter(_side_by_side(model, opened, question))
                 if threads and len(opened) == batch_size:
                     threads.step()
                 yield from (next(answers) if isinstance(each, Opened) else each for each in batch)
@@ -137,6 +138,17 @@ def _result(reading: "Future[Opened]", room: _Room, place: int) -> Opened | Exce
 
 def _pixels(opened: Opened) -> int:
     return opened.image.width * opened.image.height
+
+
+def _side_by_side(model: nn.Module, opened: list[Opened], question: Question) -> list[Any]:
+    """Explanations, of a few images at a time on each core's thread: no core waits for another within a pass."""
+    if not opened:
+        return []
+    *_, like = model.parameters()
+    few = images_at_once(opened[0].tensor[None].to(like.device), len(opened))
+    parts = [opened[i : i + few] for i in range(0, len(opened), few)]
+    answered = for_each(lambda part: _answers(model, part, question), parts, like.device)
+    return [one for part in answered for one in part]
 
 
 def _answers(model: nn.Module, opened: list[Opened], question: Question) -> list[Any]:

@@ -20,6 +20,7 @@ from patchconvnet.explanation.colours import (
     evidence_colours,
     evidence_print,
     evidence_scale,
+    lay_over_unseen,
     unseen_colours,
 )
 from patchconvnet.explanation.patch_grid import Grid, Smoothing, place, seen_pixels
@@ -279,9 +280,7 @@ class Maps:
             rgba = attention_colours(placed, attention_scale(values))
         else:
             rgba = evidence_colours(placed, evidence_scale(values))
-        seen = seen_pixels(self.geometry)
-        if not seen.all():
-            rgba[~seen] = unseen_colours(seen)[~seen]
+        lay_over_unseen(rgba, seen_pixels(self.geometry))
         return Image.fromarray(rgba)
 
     def attended(

@@ -27,7 +27,8 @@ from patchconvnet.faithfulness.methods import (
     frozen,
     generator_of,
 )
-from patchconvnet.faithfulness.passes import for_each, images_at_once, probabilities
+from patchconvnet.faithfulness.passes import probabilities
+from patchconvnet.models.passes import for_each, images_at_once
 
 RISE_CELLS = 7  # a side of its masks before they are enlarged, and the share of cells that are kept: as in the paper
 RISE_KEPT = 0.5

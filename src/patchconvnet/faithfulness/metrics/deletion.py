@@ -15,8 +15,9 @@ from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.methods import uninformative
 from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.metrics.metric import Case, Column, Metric, Values
-from patchconvnet.faithfulness.passes import answers, for_each, images_at_once, probabilities
+from patchconvnet.faithfulness.passes import answers, probabilities
 from patchconvnet.faithfulness.statistics import Estimate, estimate_of
+from patchconvnet.models.passes import for_each, images_at_once
 
 
 class Curves(NamedTuple):
