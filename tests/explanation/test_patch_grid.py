@@ -223,3 +223,14 @@ def test_resampling_to_the_same_grid_changes_nothing():
     values = np.random.default_rng(0).random((2, 5, 7), np.float32)
     grid = Grid((5, 7), (4.0, 4.0), (0.5, 0.5))
     np.testing.assert_array_equal(resample(values, grid, grid), values)
+
+
+@pytest.mark.parametrize("smoothing", ["bilinear", "nearest"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reading_is_the_product_with_the_weights(axis, smoothing):
+    grid = Grid((3, 5), (16.0, 10.0), (8.0, 2.5))
+    values = np.random.default_rng(0).normal(size=(2, 3, 5))
+    positions = np.linspace(-20, 70, 37)
+    weights = grid.weights(positions, axis, smoothing)
+    expected = weights @ values if axis == 0 else values @ weights.T
+    assert grid.read(values, positions, axis, smoothing) == pytest.approx(expected, abs=1e-12)

@@ -36,11 +36,29 @@ class Grid:
 
     def weights(self, positions: np.ndarray, axis: int, smoothing: Smoothing = "bilinear") -> np.ndarray:
         """(len(positions), patches) weights that read patches along an axis at `positions`; each row sums to 1."""
-        patches = np.arange(self.shape[axis])
-        index = np.clip((positions - self.first[axis]) / self.step[axis], 0, self.shape[axis] - 1)
+        patches, index = np.arange(self.shape[axis]), self._index(positions, axis)
         if smoothing == "nearest":
             return (np.floor(index + 0.5)[:, None] == patches).astype(np.float64)
         return np.clip(1 - np.abs(index[:, None] - patches), 0, 1)
+
+    def read(
+        self, values: np.ndarray, positions: np.ndarray, axis: int, smoothing: Smoothing = "bilinear"
+    ) -> np.ndarray:
+        """Values (..., h, w) at `positions` along axis 0 or 1, as by `weights`, of which two at most are not zero.
+
+        A product with all of them would wake as many threads of NumPy's as there are cores, for less work than that.
+        """
+        index, along = self._index(positions, axis), axis - 2
+        if smoothing == "nearest":
+            return values.take(np.floor(index + 0.5).astype(np.intp), along)
+        below = index.astype(np.intp)
+        share = np.expand_dims(index - below, 1) if axis == 0 else index - below
+        above = np.minimum(below + 1, self.shape[axis] - 1)
+        return values.take(below, along) * (1 - share) + values.take(above, along) * share
+
+    def _index(self, positions: np.ndarray, axis: int) -> np.ndarray:
+        """Positions counted in patches, those beyond the first and the last patch at these."""
+        return np.clip((positions - self.first[axis]) / self.step[axis], 0, self.shape[axis] - 1)
 
     def mirrored(self, width: int) -> "Grid":
         """The grid of a horizontally flipped map, whose network input was a flipped one of `width` pixels."""
@@ -95,7 +113,7 @@ def place(
     # positions of the image's pixel centres on the network input
     y = (np.arange(height) + 0.5 - top) / (bottom - top) * geometry.size[0]
     x = (np.arange(width) + 0.5 - left) / (right - left) * geometry.size[1]
-    placed = grid.weights(y, 0, smoothing) @ values @ grid.weights(x, 1, smoothing).T
+    placed = grid.read(grid.read(values, x, 1, smoothing), y, 0, smoothing)
     seen = seen_pixels(geometry)
     return np.where(seen, placed, outside).astype(values.dtype)
 
