@@ -14,12 +14,13 @@ MODULES = {
 }
 
 # what each part of the package may import besides itself; what a floor stands on is all it may import
-GROUND = {"_registration", "_version", "errors", "files", "hardware", "progress_bar"}
+GROUND = {"_registration", "_version", "errors", "files", "hardware", "progress_bar", "thread_count"}
 BELOW_COMMANDS = GROUND | {"models", "data", "explanation", "faithfulness", "training", "deploy", "bulk", "api"}
 FLOORS: dict[str, set[str]] = {
     **{part: set() for part in GROUND},
     "files": {"errors"},
-    "hardware": {"errors"},
+    "hardware": {"errors", "thread_count"},
+    "thread_count": {"errors"},
     "models": GROUND,
     "data": GROUND,
     "explanation": GROUND | {"models", "data"},

@@ -7,16 +7,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from patchconvnet.errors import UserError, first_line
+from patchconvnet.thread_count import ThreadCount, check_threads
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-ThreadCount = int | Literal["auto"]
-MOST_THREADS = 1024  # far more than fit any machine end the process where the system gives no more
 MEASUREMENTS = 7  # of each number of threads, of which the median counts
 WORTH_ONE_FEWER = 0.9  # share of the time with more threads that one fewer may take, to be chosen
 WORTH_HALF = (
@@ -177,16 +175,6 @@ class Threads:
         self._chosen = self._clock()
         self._best = float("inf")
         self._recent.clear()
-
-
-def check_threads(asked: ThreadCount | None) -> None:
-    """Refuse what is not a number of threads.
-
-    Raises:
-        UserError: it is below 1, or too large for any machine.
-    """
-    if asked not in (None, "auto") and not (isinstance(asked, int) and 1 <= asked <= MOST_THREADS):
-        raise UserError(f"threads is {asked!r}; give a number from 1 to {MOST_THREADS}, or auto")
 
 
 def fastest_threads(most: int, measure: Callable[[int], float]) -> tuple[int, dict[int, float]]:

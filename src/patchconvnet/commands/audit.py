@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchconvnet.commands.command_line import CommandLine, taken
 from patchconvnet.commands.sources import ModelAndData
+from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import UserError
 from patchconvnet.faithfulness.settings import AuditSettings
 
@@ -41,6 +42,7 @@ def audit(
             measured, without asking the network. Takes no settings of what to measure beside it.
         out: folder for the report and the audit's state.
     """
+    import_networks()
     from patchconvnet.faithfulness.audit import audit as measure
     from patchconvnet.hardware import Threads
 

@@ -8,6 +8,7 @@ from typing import Any
 from patchconvnet.commands.command_line import CommandLine, taken
 from patchconvnet.commands.sources import ModelAndData
 from patchconvnet.commands.terminal import printable
+from patchconvnet.commands.torch_imports import import_networks
 
 MOST_CLASSES_SHOWN = 40
 
@@ -39,6 +40,7 @@ def evaluate(
         predictions: folder that patchconvnet predict wrote: what is there is measured, instead of asking the network
             again. Takes no option but --out beside it.
     """
+    import_networks()
     import numpy as np
     from rich.console import Console
 

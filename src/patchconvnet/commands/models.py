@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.commands.torch_imports import import_networks
 
 CAPTION = """
 GMAC: multiply-accumulates for one image of the input size, in billions, as published; here: as this package computes
@@ -14,6 +15,7 @@ def models() -> int:
     from rich.console import Console
     from rich.table import Table
 
+    import_networks()
     from patchconvnet.models.cost import family
 
     variants = family()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size
 from patchconvnet.commands.terminal import printable
+from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,11 +53,13 @@ def plan(
         price: of one device for an hour, in any currency, for the cost of an epoch.
         threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
     """
+    import_networks()
     import torch
     from rich.console import Console
     from rich.table import Table
 
-    from patchconvnet.hardware import Threads, check_threads
+    from patchconvnet.hardware import Threads
+    from patchconvnet.thread_count import check_threads
     from patchconvnet.training import plan as planning
     from patchconvnet.training.recipe import Recipe, read_recipe
     from patchconvnet.training.sources import build_model, load_data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.sources import Size
 from patchconvnet.commands.terminal import printable
+from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def predict(
     """
     from rich.console import Console
 
+    import_networks()
     from patchconvnet.bulk.local import predict_locally
     from patchconvnet.bulk.parts import PartsFolder, check_pyarrow
     from patchconvnet.bulk.predictor import ModelChoice, Predictor, Settings
@@ -84,7 +86,8 @@ def predict(
     from patchconvnet.data.readable import allowed
     from patchconvnet.explanation.drawing import usable_cores
     from patchconvnet.files import locked_folder
-    from patchconvnet.hardware import Threads, check_threads
+    from patchconvnet.hardware import Threads
+    from patchconvnet.thread_count import check_threads
 
     check_pyarrow()
     check_threads(threads)

@@ -77,7 +77,7 @@ class ModelAndData:
             UserError: there is no such model, data set, split or device, or an option does not fit.
         """
         from patchconvnet.data.held_out import load_held_out
-        from patchconvnet.hardware import check_threads
+        from patchconvnet.thread_count import check_threads
 
         check_threads(self.threads)
         network, device = load_model(self.model, self.weights, self.device)

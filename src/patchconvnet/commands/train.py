@@ -10,7 +10,7 @@ from typing import Literal
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.errors import UserError
-from patchconvnet.hardware import ThreadCount
+from patchconvnet.thread_count import ThreadCount
 from patchconvnet.training.recipe import Recipe, recipe_from, recipe_parser
 from patchconvnet.training.run_folder import RECIPE_FILE
 

@@ -16,7 +16,8 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from patchconvnet.errors import UserError
-from patchconvnet.hardware import ThreadCount, check_threads, cpu_has_bfloat16, keep_freed_memory
+from patchconvnet.hardware import cpu_has_bfloat16, keep_freed_memory
+from patchconvnet.thread_count import ThreadCount, check_threads
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.restarts import meet
 from patchconvnet.training.sharding import shard

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
-from patchconvnet.hardware import ThreadCount, Threads
+from patchconvnet.hardware import Threads
+from patchconvnet.thread_count import ThreadCount
 from patchconvnet.training.announcement import announcement, results
 from patchconvnet.training.checkpoint_interval import CheckpointClock, CheckpointInterval
 from patchconvnet.training.checkpoint_writer import CheckpointWriter
