@@ -25,7 +25,7 @@ from patchconvnet import load
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 from patchconvnet.training.optimization import build_optimizer
-from patchconvnet.training.plan import Hardware, count_step, plan
+from patchconvnet.training.plan import Machine, count_step, plan
 from patchconvnet.training.recipe import OptimizationOptions, Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -102,7 +102,7 @@ def main() -> None:
         step()
         calculated, measured = [], []
         for _ in range(asked.rounds):
-            calculated.append(plan(model, recipe, batch, Hardware(1, "cpu"), dtype=dtype, counted=counted))
+            calculated.append(plan(model, recipe, batch, Machine(1, "cpu"), dtype=dtype, counted=counted))
             measured.append(statistics.median(step() for _ in range(2)))
         off = spread([c.step / m - 1 for c, m in zip(calculated, measured, strict=True)])
         rows.append({

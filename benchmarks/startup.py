@@ -1,12 +1,15 @@
 """Seconds from a typed command to its end: `patchconvnet --help`, and `explain` of one photograph in a warm cache.
 
-python benchmarks/startup.py PHOTO [--model imagenet] [--rounds 3]
+OMP_NUM_THREADS=2 python benchmarks/startup.py PHOTO [--model imagenet] [--rounds 3] [--cifar10 ROOT]
+
+With --cifar10, also those of `train --recipe cifar10_default` until its first step begins, the data set being at ROOT.
 
 Prints the shortest of the rounds and its processor seconds, which a busy machine changes less, and what importing torch
 and timm takes of it, below which no command that asks a network can be.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +23,7 @@ def main() -> None:
     parser.add_argument("photo", type=Path)
     parser.add_argument("--model", default="imagenet")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cifar10", type=Path)
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         explain = ["-m", "patchconvnet", "explain", str(a.photo), "--model", a.model, "--out", folder]
@@ -37,6 +41,9 @@ def main() -> None:
         for name, words in commands.items():
             wall, processor = min(seconds([sys.executable, *words]) for _ in range(a.rounds))
             print(f"| {name} | {wall:.2f} | {processor:.2f} |", flush=True)
+        if a.cifar10:
+            wall = min(until_first_step(a.cifar10, Path(folder, f"run{i}")) for i in range(a.rounds))
+            print(f"| train, until its first step begins | {wall:.2f} | |")
 
 
 def seconds(words: list[str]) -> tuple[float, float]:
@@ -49,6 +56,24 @@ def seconds(words: list[str]) -> tuple[float, float]:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def until_first_step(root: Path, out: Path) -> float:
+    """Seconds until `train` has said on how many threads it computes, which is the last thing before its first step."""
+    words = ["-m", "patchconvnet", "train", "--recipe", "cifar10_default", "--data.root", str(root), "--out", str(out)]
+    measures_threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-u", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=measures_threads,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if line.startswith("computing on")), None)
+        seconds = time.perf_counter() - started
+        process.kill()
+    if said is None:
+        raise RuntimeError("the training has not begun")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from patchconvnet._version import __version__
 from patchconvnet.commands.terminal import give_up_output, interruptible, safe_output
+from patchconvnet.commands.torch_imports import uncollected
 from patchconvnet.errors import UserError
 
 # each a module of patchconvnet.commands, with a function `run` of the words after it
@@ -120,7 +121,9 @@ def _run(words: list[str]) -> int:
     _quieten()
     _wait_without_spinning()
     try:
-        return importlib.import_module(f"patchconvnet.commands.{command}").run(words[1:])
+        with uncollected():
+            module = importlib.import_module(f"patchconvnet.commands.{command}")
+        return module.run(words[1:])
     except SystemExit as leaving:  # after --help; one of several processes, where another failed
         return int(leaving.code or 0)
 

@@ -15,7 +15,8 @@ BEGIN = "import gc, sys; from patchconvnet.commands.torch_imports import import_
 
 def test_networks_are_imported_without_the_compiler_and_gc_goes_on() -> None:
     said = in_a_process(
-        BEGIN + "print('timm' in sys.modules, [m for m in sys.modules if m.startswith('torch._dynamo')], gc.isenabled())"
+        BEGIN
+        + "print('timm' in sys.modules, [m for m in sys.modules if m.startswith('torch._dynamo')], gc.isenabled())"
     )
     assert said == "True [] True"
 

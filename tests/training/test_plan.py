@@ -9,7 +9,7 @@ from patchconvnet.cli import main
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
 from patchconvnet.models.cost import multiply_accumulates
-from patchconvnet.training.plan import BYTES, CONVOLUTION, GROUPED, MATRIX, Hardware, Rates, count_step, plan
+from patchconvnet.training.plan import BYTES, CONVOLUTION, GROUPED, MATRIX, Machine, Rates, count_step, plan
 from patchconvnet.training.recipe import OptimizationOptions, Recipe
 
 RATES = Rates({MATRIX: 1e12, CONVOLUTION: 1e12, GROUPED: 1e12}, 1e30, 1e9, True, "made up")
@@ -66,31 +66,31 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 
 def test_time_follows_from_operations_rates_and_devices() -> None:
-    one = plan(network(), recipe(), 800, Hardware(1, "cpu"), rates=RATES, price=2.0)
+    one = plan(network(), recipe(), 800, Machine(1, "cpu"), rates=RATES, price=2.0)
     counted = count_step(network(), recipe(), torch.float32)
     assert one.step == pytest.approx(sum(counted.image.operations.values()) * 8 / 1e12, rel=0.02)
     assert one.epoch == pytest.approx(100 * one.step)
     assert one.cost == pytest.approx(2.0 * one.epoch / 3600)
     assert one.bound_by != BYTES
-    four = plan(network(), recipe(), 800, Hardware(4, "cpu"), rates=RATES)
+    four = plan(network(), recipe(), 800, Machine(4, "cpu"), rates=RATES)
     exchange = four.seconds["exchange of gradients"]
     assert four.step - exchange == pytest.approx(one.step / 4, rel=0.02)
     assert four.memory["activations"] == pytest.approx(one.memory["activations"] / 4)
     assert four.cost is None
     assert exchange == pytest.approx(2 * 0.75 * counted.gradients / 1.25e9)
     with pytest.raises(UserError, match="cannot be divided over 3 devices"):
-        plan(network(), recipe(), 800, Hardware(3, "cpu"), rates=RATES)
+        plan(network(), recipe(), 800, Machine(3, "cpu"), rates=RATES)
 
 
 @pytest.mark.parametrize(("words", "count", "kind"), [("8xH100", 8, "h100"), ("cpu", 1, "cpu"), ("2 × cpu", 2, "cpu")])
 def test_hardware_as_people_type_it(words: str, count: int, kind: str) -> None:
-    assert Hardware.parse(words) == Hardware(count, kind)
+    assert Machine.parse(words) == Machine(count, kind)
 
 
 @pytest.mark.parametrize("words", ["", "8x", "0xcpu", "9999999xcpu", "toaster", "-1xcpu", "8xh100x"])
 def test_unknown_hardware_is_refused(words: str) -> None:
     with pytest.raises(UserError):
-        Hardware.parse(words)
+        Machine.parse(words)
 
 
 def test_the_command_says_what_is_unchecked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def plan(
     from patchconvnet.training.sources import build_model, load_data
 
     check_threads(threads)
-    chosen = planning.Hardware.parse(hardware)
+    chosen = planning.Machine.parse(hardware)
     for name, value, most in (
         ("images", images, MOST_IMAGES),
         ("classes", classes, 10**6),

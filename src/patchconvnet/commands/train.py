@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.commands.torch_imports import uncollected
 from patchconvnet.errors import UserError
 from patchconvnet.thread_count import ThreadCount
 from patchconvnet.training.recipe import Recipe, recipe_from, recipe_parser
@@ -56,11 +57,12 @@ def train(
         strategy: ddp gives each device the whole network, fsdp a part of it.
         threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
     """
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    with uncollected():
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from patchconvnet.training.launch import Hardware
-    from patchconvnet.training.loop import train as run_training
-    from patchconvnet.training.termination import EXIT_CODE, Terminated
+        from patchconvnet.training.launch import Hardware
+        from patchconvnet.training.loop import train as run_training
+        from patchconvnet.training.termination import EXIT_CODE, Terminated
 
     def say(what: str) -> None:
         if rank_zero_only.rank == 0:

@@ -84,14 +84,14 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Hardware:
+class Machine:
     """Some devices of one kind: `8xh100`, `2xcpu`; two CPUs are two machines like this one."""
 
     count: int
     kind: str
 
     @classmethod
-    def parse(cls, words: str) -> "Hardware":
+    def parse(cls, words: str) -> "Machine":
         """Read "8xH100", "h100" or "cpu".
 
         Raises:
@@ -225,7 +225,7 @@ def count_step(model: AttentionClassifier, recipe: Recipe, dtype: torch.dtype) -
     )
 
 
-def rates_of(hardware: Hardware, dtype: torch.dtype) -> Rates:
+def rates_of(hardware: Machine, dtype: torch.dtype) -> Rates:
     """The rates of one device: measured here in a second or two, or by its maker's figures."""
     if hardware.kind == "cpu":
         return measured_rates(dtype)
@@ -321,7 +321,7 @@ def plan(
     model: AttentionClassifier,
     recipe: Recipe,
     images: int,
-    hardware: Hardware,
+    hardware: Machine,
     *,
     price: float | None = None,
     dtype: torch.dtype | None = None,
@@ -371,7 +371,7 @@ def plan(
     return Plan(memory, seconds, step, epoch, max(seconds, key=lambda k: seconds[k]), fits, rates, cost)
 
 
-def dtype_of(recipe: Recipe, hardware: Hardware) -> torch.dtype:
+def dtype_of(recipe: Recipe, hardware: Machine) -> torch.dtype:
     """The format of the forward pass."""
     if recipe.precision == "auto":
         return fastest_dtype(torch.device("cpu")) if hardware.kind == "cpu" else torch.bfloat16
