@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
@@ -17,7 +18,9 @@ import bulk  # noqa: E402
 import checkpoint_writing  # noqa: E402
 import deployed  # noqa: E402
 import plan  # noqa: E402
+import record_control  # noqa: E402
 import run_all  # noqa: E402
+from record_network import CHANGES, RecordNetwork, SixViews, forward_operations  # noqa: E402
 
 
 def between(page: str, begin: str, end: str) -> str:
@@ -60,6 +63,78 @@ def test_the_table_of_checkpoint_writing_is_the_stored_results() -> None:
 def test_the_table_of_plans_is_the_stored_results() -> None:
     stored = json.loads(plan.RESULTS.read_text())
     assert between("plan.md", plan.BEGIN, plan.END) == plan.table(stored)
+
+
+def test_the_table_of_the_record_is_the_stored_results() -> None:
+    made = record_control.table(record_control.stored())
+    assert between("benchmarks.md", record_control.BEGIN, record_control.END_OF_TABLE) == made
+
+
+@pytest.mark.parametrize("changes", [[], *([change] for change in CHANGES), list(CHANGES)], ids="+".join)
+def test_the_records_network_learns_with_every_change_at_the_same_cost(changes: list[str]) -> None:
+    assert forward_operations(changes) == pytest.approx(forward_operations([]), rel=0.03)
+    torch.manual_seed(0)
+    network, images, labels = RecordNetwork(changes), torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    network.whiten(images)
+    optimizers = record_control.build_optimizers(network, changes)
+    learned = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert learned == {p for p in network.parameters() if p.requires_grad}
+    sizes = [network.groups[: i + 1](torch.zeros(1, 24, 31, 31)).shape[-1] for i in range(3)]
+    assert sizes == ([16, 8, 8] if "map8" in changes else [15, 7, 3])
+    losses = []
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(network(images), labels, reduction="sum")
+        losses.append(loss.item())
+        for optimizer in optimizers:
+            record_control.set_learning_rate(optimizer, 0.2)
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_the_records_first_convolution_whitens() -> None:
+    network, images = RecordNetwork(), torch.randn(8, 3, 32, 32) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) + 1
+    network.whiten(images)
+    answers = network.whitening(images).movedim(1, -1).flatten(0, 2)[:, :12]
+    torch.testing.assert_close(answers.T @ answers / len(answers), torch.eye(12), atol=1e-2, rtol=0)
+    assert not network.whitening.weight.requires_grad
+
+
+def test_six_views_are_the_image_and_two_moved_by_a_pixel_each_mirrored() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Corner(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return images[:, 0, 1, :1]
+
+    image = torch.arange(32 * 32.0).view(1, 1, 32, 32)  # at row y, column x: 32·y + x
+    centre, right = 32 + 0, 32 + 31
+    up_left, up_right = 0 + 1, 0 + 30  # row 0; beyond the edge the image is reflected
+    down_left, down_right = 64 + 1, 64 + 30
+    expected = (centre + right) / 4 + (up_left + up_right + down_left + down_right) / 8
+    assert SixViews(Corner())(image).item() == expected
+    assert len(seen) == 6
+
+
+def test_the_records_rate_rises_and_falls_in_straight_lines() -> None:
+    shares = [record_control.rate_share(step, 100) for step in (0, 23, 100)]
+    assert shares == pytest.approx([0.2, 1, 0.07])
+    assert record_control.rate_share(62, 100) == pytest.approx(1 - 0.93 * 39 / 77)
+
+
+def test_lookahead_moves_both_copies_to_their_mean() -> None:
+    network = torch.nn.BatchNorm1d(1)
+    lookahead = record_control.Lookahead(network)
+    network.bias.data.fill_(4.0)
+    network.running_mean.fill_(8.0)
+    lookahead.update(network, 0.75)
+    assert (network.bias.item(), network.running_mean.item()) == (1.0, 2.0)
+    network.bias.data.fill_(5.0)
+    lookahead.update(network, 1.0)
+    assert network.bias.item() == 1.0
 
 
 def test_an_ablation_table_starts_with_the_recipe() -> None:

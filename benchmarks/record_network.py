@@ -1,0 +1,145 @@
+"""The network that holds the speed record on CIFAR-10 (airbench94), and its parts changed one at a time towards ours.
+
+K. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, and airbench94.py of
+github.com/KellerJordan/cifar10-airbench. Used by `record_control.py`; written anew, with this package's pooling.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchconvnet.models.pooling import AdditivePooling
+
+CHANGES = {
+    "attention": "additive attention over the last map's places instead of their maximum",
+    "map8": "the last map has 8 × 8 places, not 3 × 3 (no pool in the third group, pools round up); 192 wide, not 256",
+    "norm_order": "as in our blocks: the second convolution's answer is added to what went into its norm and GELU "
+    "(pre-activation), default initialisation there; no GELU before the pooling",
+    "muon": "Muon for the 3×3 convolutions, with the rates and the momentum of cifar10_10min",
+}
+WIDTHS, WIDTHS_MAP8 = (64, 256, 256), (64, 192, 192)  # of the groups; the second does as many operations at 8 × 8
+WHITENING_SIDE = 2  # pixels
+WHITENING_FLOOR = 5e-4
+LOGIT_SCALE = 1 / 9
+BATCH_NORM = {"momentum": 0.4, "eps": 1e-12}
+
+
+class RecordNetwork(nn.Module):
+    """Whitening convolution, three groups of two 3×3 convolutions, pooling, linear: (B, 3, 32, 32) → logits (B, K).
+
+    Args:
+        changes: names in `CHANGES`; none for the record's network. "muon" is not the network's.
+    """
+
+    def __init__(self, changes: Sequence[str] = (), num_classes: int = 10):
+        super().__init__()
+        filters = 2 * 3 * WHITENING_SIDE**2
+        large_map, residual = "map8" in changes, "norm_order" in changes
+        widths = WIDTHS_MAP8 if large_map else WIDTHS
+        self.whitening = nn.Conv2d(3, filters, WHITENING_SIDE)
+        self.groups = nn.Sequential(
+            Group(filters, widths[0], round_up=large_map, residual=residual),
+            Group(widths[0], widths[1], round_up=large_map, residual=residual),
+            Group(widths[1], widths[2], pool=not large_map, residual=residual, last_act=not residual),
+        )
+        self.attention = AdditivePooling(widths[2], norm="none") if "attention" in changes else None
+        self.classifier = nn.Linear(widths[2], num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.gelu(self.whitening(images.contiguous(memory_format=torch.channels_last)))  # (B, 24, 31, 31)
+        x = self.groups(x)
+        if self.attention is None:
+            pooled = F.max_pool2d(x, x.shape[-2:]).flatten(1)
+        else:
+            pooled = self.attention(x.permute(0, 2, 3, 1)).vector
+        return self.classifier(pooled) * LOGIT_SCALE
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Fix the first convolution: the eigenvectors of the images' 2 × 2 patches, of variance 1, and their negatives.
+
+        Unlike `PooledStem.whiten` it takes every patch, and their second moments about zero, as the record does.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+        """
+        weight = self.whitening.weight
+        patches = F.unfold(images, WHITENING_SIDE).movedim(1, 2).flatten(0, 1).double()  # (N·h·w, 12)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + WHITENING_FLOOR).sqrt()).T.flip(0)
+        weight.copy_(torch.cat([filters, -filters]).view_as(weight))
+        weight.requires_grad_(False)
+        assert self.whitening.bias is not None
+        self.whitening.bias.zero_()
+
+
+class Group(nn.Module):
+    """Conv 3×3, max pool, norm, GELU, conv 3×3, norm, GELU: (B, C_in, H, W) → (B, C, H/2, W/2).
+
+    Args:
+        in_channels, channels: C_in and C.
+        pool: whether there is the pool.
+        round_up: whether the pool keeps a last odd row and column.
+        residual: whether the second convolution's answer is added to the first one's.
+        last_act: whether there is the last GELU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        pool: bool = True,
+        round_up: bool = False,
+        residual: bool = False,
+        last_act: bool = True,
+    ):
+        super().__init__()
+        self.residual = residual
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(2, ceil_mode=round_up) if pool else nn.Identity()
+        self.norm1 = nn.BatchNorm2d(channels, **BATCH_NORM)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels, **BATCH_NORM)
+        self.last_act = nn.GELU() if last_act else nn.Identity()
+        for norm in (self.norm1, self.norm2):
+            norm.weight.requires_grad_(False)  # stays 1
+        for conv in (self.conv1,) if residual else (self.conv1, self.conv2):
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.pool(self.conv1(x))
+        second = self.conv2(F.gelu(self.norm1(first)))
+        return self.last_act(self.norm2(first + second if self.residual else second))
+
+
+class SixViews(nn.Module):
+    """The record's test-time augmentation: half the image, a quarter each of two that are moved by a pixel; mirrored.
+
+    (B, 3, H, W) → mean logits (B, K).
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (1, 1, 1, 1), "reflect")
+        moved = padded[..., :height, :width], padded[..., 2:, 2:]
+        return 0.5 * self._both(images) + 0.25 * self._both(moved[0]) + 0.25 * self._both(moved[1])
+
+    def _both(self, images: Tensor) -> Tensor:
+        return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+def forward_operations(changes: Sequence[str], side: int = 32) -> int:
+    """Multiplications and additions of a forward pass for one image."""
+    with torch.device("meta"):
+        network, image = RecordNetwork(changes).eval().requires_grad_(False), torch.empty(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
