@@ -11,6 +11,7 @@ import tempfile
 from typing import Any, NoReturn
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
@@ -56,7 +57,7 @@ class Connection(H11Protocol):
         if not self._is_idle():
             self._headers_are_there()
             if self._is_ending:
-                self.cycle.keep_alive = False
+                self._say_that_it_ends()
 
     def shutdown(self) -> None:
         """The process is to end."""
@@ -64,7 +65,13 @@ class Connection(H11Protocol):
         if self._is_idle():
             self.loop.call_later(LINGER_SECONDS, self._close_if_idle)
         else:
-            super().shutdown()
+            self._say_that_it_ends()
+
+    def _say_that_it_ends(self) -> None:
+        """Answer with "Connection: close", which uvicorn leaves out: a client must not send its next request here."""
+        self.cycle.keep_alive = False
+        if CLOSE_HEADER not in self.cycle.scope["headers"]:
+            self.cycle.scope["headers"] = [*self.cycle.scope["headers"], CLOSE_HEADER]  # uvicorn answers it in kind
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
