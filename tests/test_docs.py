@@ -98,7 +98,8 @@ def test_every_recipe_that_ships_is_on_the_page() -> None:
 def test_every_module_is_drawn_in_the_architecture() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     package = ROOT / "src" / "patchconvnet"
-    modules = [path.relative_to(package) for path in package.rglob("*.py") if path.name != "__init__.py"]
+    files = [*package.rglob("*.py"), *package.rglob("*.js")]
+    modules = [path.relative_to(package) for path in files if path.name != "__init__.py"]
     listed = ("metrics", "commands")  # whose modules are named without an ending
     names = {path: rf"{path.stem}(\.py)?" if path.parent.name in listed else re.escape(path.name) for path in modules}
     drawn = {path for path, name in names.items() if re.search(rf"(?<![\w/.]){name}(?!\w)", page)}

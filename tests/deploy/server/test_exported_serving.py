@@ -99,5 +99,12 @@ def test_the_page_is_served_and_asks_nobody_else(client: httpx.Client) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in answer.headers["content-security-policy"]
-    for name in ("app.js", "style.css"):
-        assert client.get(f"/{name}").status_code == 200
+    assert client.get("/style.css").status_code == 200
+    modules = [path.name for path in app.PAGE.glob("*.js")]
+    assert "app.js" in modules
+    for name in modules:
+        answer = client.get(f"/{name}")
+        assert answer.status_code == 200, name
+        assert answer.headers["content-type"].startswith("text/javascript"), (
+            name
+        )  # browsers run no module of another type

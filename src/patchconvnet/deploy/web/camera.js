@@ -1,11 +1,12 @@
 // The camera: frames one after the other, the next one when the answer to the last has been drawn.
 
+import { byId } from "./elements.js";
 import { Sentence } from "./images.js";
 import { newCanvas } from "./maps.js";
 
 const LONGEST_SIDE = 480; // of a frame; networks read 224 pixels and fewer
 
-export class Camera {
+class Camera {
   #video;
   #stream = null;
   #device = null;
@@ -68,3 +69,5 @@ export class Camera {
     this.#video.srcObject = null;
   }
 }
+
+export const camera = new Camera(byId("video"));
