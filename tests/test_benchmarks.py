@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from patchconvnet.data.labelled_images import Images
+from patchconvnet.files import write_atomic
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
@@ -135,6 +139,29 @@ def test_lookahead_moves_both_copies_to_their_mean() -> None:
     network.bias.data.fill_(5.0)
     lookahead.update(network, 1.0)
     assert network.bias.item() == 1.0
+
+
+def test_an_interrupted_training_of_the_record_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_control, "BATCH", 8)
+    monkeypatch.setattr(record_control, "CHECKPOINT_EVERY", 2)
+    pixels = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, torch.arange(32) % 4, ["a", "b", "c", "d"])
+
+    def write_and_stop(*args: Any) -> None:
+        write_atomic(*args)
+        raise KeyboardInterrupt
+
+    whole = record_control.train([], 1.5, 0, images, images, tmp_path / "whole.pt")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(record_control, "write_atomic", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            record_control.train([], 1.5, 0, images, images, tmp_path / "parts.pt")
+    assert torch.load(tmp_path / "parts.pt")["step"] == 2
+    assert record_control.train([], 1.5, 0, images, images, tmp_path / "parts.pt") == whole
+    networks = [torch.load(tmp_path / name)["network"] for name in ("whole.pt", "parts.pt")]
+    torch.testing.assert_close(*networks, rtol=0, atol=0)
 
 
 def test_an_ablation_table_starts_with_the_recipe() -> None:
