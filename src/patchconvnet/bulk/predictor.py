@@ -26,6 +26,7 @@ from patchconvnet.explanation.image_files import readers_on_one_core
 from patchconvnet.explanation.refining import batch_size_for
 from patchconvnet.hardware import Threads, find_device
 from patchconvnet.models import AttentionClassifier, load
+from patchconvnet.models.passes import for_each, images_at_once
 from patchconvnet.models.weights import temperature_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ Maps = Literal["none", "attention", "evidence"]
 EmbeddingType = Literal["float16", "float32"]
 LARGEST_TOP = 1000
 BATCHES_AHEAD = 2  # decoded, or being decoded, while the network answers for one
+# On a CPU: beyond, small images are not answered faster, and cores wait longer for the last one at the end of a batch.
+MOST_AT_ONCE = 16
+PASSES_OF_EACH = 2  # in a batch, at least, for each of a CPU's threads
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Predictor:
         provenance: how the model came to be.
         preprocessing: from image to network input.
         fingerprint: of all that decides its answers.
-        batch_size: images in one forward pass.
+        batch_size: images that are answered at a time; on a CPU in several passes, side by side.
         map_shape: (h, w), or None.
         embedding_length: C, or None.
 
@@ -119,8 +123,12 @@ class Predictor:
         if not 1 <= settings.top <= LARGEST_TOP:
             raise UserError(f"--top is {settings.top}; it must be from 1 to {LARGEST_TOP:,}")
         self.top = min(settings.top, len(self.class_names))
-        self.batch_size = batch_size_for(*self.preprocessing.size)
-        tried = self.answer(torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size))
+        one = torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size, device=self._device)
+        self.batch_size = self._at_once = batch_size_for(*self.preprocessing.size)
+        if self._device.type == "cpu" and network.config.pooling != "exported":  # a file has threads of its own
+            self._at_once = images_at_once(one, MOST_AT_ONCE)
+            self.batch_size = max(self.batch_size, PASSES_OF_EACH * self._at_once * torch.get_num_threads())
+        tried = self.answer(one)
         self.map_shape = None if tried.maps is None else (tried.maps.shape[1], tried.maps.shape[2])
         self.embedding_length = None if tried.embeddings is None else tried.embeddings.shape[1]
 
@@ -139,9 +147,10 @@ class Predictor:
             "embedding_length": self.embedding_length,
         }
 
-    @torch.no_grad()
     def answer(self, images: Tensor) -> Answers:
         """What the network says.
+
+        On a CPU it is asked for a few images at a time on each core's thread: no core waits for another within a pass.
 
         Args:
             images: (B, C, H, W) float32, preprocessed.
@@ -149,8 +158,13 @@ class Predictor:
         Raises:
             UserError: the model has no such maps or embeddings.
         """
-        network, wanted = self._network, self._settings
         images = images.to(self._device)
+        parts = for_each(self._answer, images.split(self._at_once), self._device)
+        logits, maps, embeddings = zip(*parts, strict=True)
+        return Answers(torch.cat(logits), _joined(maps), _joined(embeddings))
+
+    def _answer(self, images: Tensor) -> Answers:
+        network, wanted = self._network, self._settings
         if not (wanted.maps != "none" or wanted.embeddings):
             return Answers(network(images).float(), None, None)
         whole = network.whole_answer(images)
@@ -313,6 +327,11 @@ class _Rows(NamedTuple):
     losses: np.ndarray
     maps: np.ndarray | None
     embeddings: np.ndarray | None
+
+
+def _joined(values: tuple[Tensor | None, ...]) -> Tensor | None:
+    there = [value for value in values if value is not None]
+    return torch.cat(there) if there else None
 
 
 def _attention_of(attention: Tensor, predicted: Tensor, class_wise: bool) -> Tensor:
