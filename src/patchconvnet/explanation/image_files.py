@@ -1,5 +1,6 @@
 """Many image files explained: they are decoded ahead in threads, while the network answers for a batch of them.
 
+A batch is answered a few images at a time on each core's thread: no core waits for another within a pass.
 What cannot be read or explained takes its own place in the answers, and nobody else's.
 """
 
@@ -43,7 +44,12 @@ def explain_files(
         readers: threads that decode, each of which computes on one core.
         threads: is told how long batches take.
     """
-    batch_size = batch_size_for(*question.preprocessing.size)
+    *_, like = model.parameters()
+    preprocessing = question.preprocessing
+    batch_size = batch_size_for(*preprocessing.size)
+    few = images_at_once(torch.empty(1, preprocessing.channels, *preprocessing.size, device=like.device), batch_size)
+    if like.device.type == "cpu":
+        batch_size = max(batch_size, few * torch.get_num_threads())  # that each core has some
     room = _Room(MOST_HELD)
     with readers_on_one_core(readers) as ahead, closing(room):
         reading: deque[Future[Opened]] = deque()
@@ -59,7 +65,9 @@ def explain_files(
             if not reading or len(opened) == batch_size or sum(map(_pixels, opened)) >= MOST_HELD:
                 if threads:
                     threads.begin()
-                answers = iter(_side_by_side(model, opened, question))
+                parts = [opened[i : i + few] for i in range(0, len(opened), few)]
+                answered = for_each(lambda part: _answers(model, part, question), parts, like.device)
+                answers = (one for part in answered for one in part)
                 if threads and len(opened) == batch_size:
                     threads.step()
                 yield from (next(answers) if isinstance(each, Opened) else each for each in batch)
@@ -138,17 +146,6 @@ def _result(reading: "Future[Opened]", room: _Room, place: int) -> Opened | Exce
 
 def _pixels(opened: Opened) -> int:
     return opened.image.width * opened.image.height
-
-
-def _side_by_side(model: nn.Module, opened: list[Opened], question: Question) -> list[Any]:
-    """Explanations, of a few images at a time on each core's thread: no core waits for another within a pass."""
-    if not opened:
-        return []
-    *_, like = model.parameters()
-    few = images_at_once(opened[0].tensor[None].to(like.device), len(opened))
-    parts = [opened[i : i + few] for i in range(0, len(opened), few)]
-    answered = for_each(lambda part: _answers(model, part, question), parts, like.device)
-    return [one for part in answered for one in part]
 
 
 def _answers(model: nn.Module, opened: list[Opened], question: Question) -> list[Any]:
