@@ -88,9 +88,15 @@ def give_up_output() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
+SECONDS_UNTIL_AGAIN = 0.05
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """While this lasts, Ctrl-C ends the process at once if it is importing modules, which may swallow the exception."""
+    """While this lasts, Ctrl-C ends the process at once if it is importing modules, which may swallow the exception.
+
+    Python ignores what is raised while it finalizes an object; there Ctrl-C counts again a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,8 +113,18 @@ def interruptible() -> Iterator[None]:
             frame = frame.f_back
         raise KeyboardInterrupt
 
+    ignored = sys.unraisablehook
+
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(SECONDS_UNTIL_AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            ignored(unraisable)
+
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = again
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = ignored
