@@ -105,9 +105,8 @@ def drawers(processes: int) -> Iterator[Drawers]:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
     try:
-        with _one_thread_each():
-            for _ in range(processes):
-                pool.submit(os.getpid)  # starts one
+        for _ in range(processes):
+            pool.submit(os.getpid)  # starts one
         yield Drawers(pool)
         pool.shutdown()
     except BaseException:
@@ -118,24 +117,6 @@ def drawers(processes: int) -> Iterator[Drawers]:
         for process in ours:
             process.join(SECONDS_TO_END)
         raise
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes that are started inside multiply NumPy's matrices on one thread.
-
-    A map is placed by two small products: a thread on every core would wait for them, busily, beside the network.
-    """
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class _Failure:
