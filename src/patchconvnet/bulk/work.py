@@ -17,7 +17,7 @@ from PIL import Image
 
 from patchconvnet.data.image_paths import LeftOut, class_name, file_size, images_below, read_heif
 from patchconvnet.data.images import read_image
-from patchconvnet.data.labelled_images import StoredImages, opened
+from patchconvnet.data.labelled_images import StoredImages, opened, reading_order
 from patchconvnet.data.sources.listing import Listing, name_of, place_of_class
 from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName
 from patchconvnet.errors import UserError
@@ -158,7 +158,8 @@ class ListedWork:
             each if used[each] == 1 else class_name(self._store.place(row))
             for row, each in zip(self._rows, names, strict=True)
         ]
-        digest = hashlib.sha256(json.dumps([self.name, list(class_names)]).encode())
+        about = [self.name, list(class_names), *([listing.version] if listing.version else ())]
+        digest = hashlib.sha256(json.dumps(about).encode())
         for row, each, label in zip(self._rows, self._ids, self._labels, strict=True):
             digest.update(f"{each}\0{label}\0{self._store.size(row)}\0".encode())
         self.fingerprint = digest.hexdigest()
@@ -182,6 +183,8 @@ class ListedWork:
 class SplitWork:
     """The images of one split of a data set, with labels where the model knows their classes.
 
+    They come in the order that they are best read in.
+
     Args:
         data: the data set.
         split: the split's name.
@@ -195,13 +198,15 @@ class SplitWork:
         self._split = data.require(split)
         self._prefix = f"{data.name}/{split}/"
         self.count = len(self._split)
-        digests = [self.name, data.fingerprint()]
+        self._order = reading_order(self._split, self.count).tolist()
+        digests = [self.name, data.fingerprint(), *([self._order] if self._order != sorted(self._order) else ())]
         self.fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def items(self) -> Iterator[Item]:
         """See `Work`."""
-        for index, label in enumerate(self._split.labels.tolist()):
-            yield Item(self._id(index), self._places[label], index)
+        labels = self._split.labels.tolist()
+        for index in self._order:
+            yield Item(self._id(index), self._places[labels[index]], index)
 
     def read(self, item: Item) -> Image.Image:
         """See `Work`."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import torch
 from PIL import Image
@@ -60,16 +60,30 @@ class Images:
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
+class Blocks(NamedTuple):
+    """Which rows of a store are read together, for the price of one.
+
+    Attributes:
+        of_rows: (rows,) int64, the number of each row's block; rows of a block follow one another.
+        megabytes: that are read for a block, on average.
+    """
+
+    of_rows: Tensor
+    megabytes: float
+
+
 class StoredImages:
     """Images of any shape and kind, each read and decoded when it is asked for; what all kinds of them share.
 
     Attributes:
         labels: (N,) int64, indices into `class_names`.
         class_names: one name a class.
+        blocks: of their store; None where each image is read without the others.
     """
 
     labels: Tensor
     class_names: list[str]
+    blocks: Blocks | None = None
 
     def encoded(self, index: int) -> Path | bytes:
         """Image `index` as it is stored: its file, or the bytes of one.
@@ -98,6 +112,10 @@ class StoredImages:
     def joined(self, others: Sequence[Self]) -> Self:
         """These images, and then those of others of the same source."""
         raise NotImplementedError
+
+    def block_numbers(self) -> Tensor | None:
+        """(N,) int64, the block that each image is read with; None where each is read without the others."""
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,7 +155,9 @@ class StoredImages:
             N images of `preprocessing.size`.
         """
         images = torch.empty((len(self), preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
-        read = in_batches(self.tensors(preprocessing.canvas), workers, batch_size=batch_size)
+        places = reading_order(self, batch_size, workers).split(batch_size)
+        tensors = self.tensors(preprocessing.canvas)
+        read = in_batches(tensors, workers, batch_sampler=[place.tolist() for place in places])
         total = -(-len(self) // batch_size)
         for batch, _, indices in track(read, "Reading images", total, disable=not show_progress, transient=True):
             images[indices] = batch
@@ -203,6 +223,7 @@ class ImageRecords(StoredImages):
         labels: (N,) int64, indices into `class_names`.
         class_names: one name a class.
         digests: of each image's content, where they are known.
+        blocks: of the store's rows, where it reads many for the price of one.
     """
 
     store: Store
@@ -211,6 +232,7 @@ class ImageRecords(StoredImages):
     labels: Tensor
     class_names: list[str]
     digests: list[str] | None = None
+    blocks: Blocks | None = None
 
     def encoded(self, index: int) -> Path | bytes:
         return self.store.encoded(int(self.rows[index]))
@@ -246,10 +268,44 @@ class ImageRecords(StoredImages):
             digests=digests if len(digests) == sum(map(len, parts)) else None,
         )
 
+    def block_numbers(self) -> Tensor | None:
+        return None if self.blocks is None else self.blocks.of_rows[self.rows]
+
 
 def _places(indices: Indices, count: int) -> Tensor:
     chosen = torch.arange(count)[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
     return chosen.to(torch.int64)
+
+
+def reading_order(
+    images: Images | StoredImages, batch_size: int, workers: int = 0, *, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """Which image is read when, where their order does not count.
+
+    Images that are read in blocks come block by block, in batches of which the loader's workers take turns: each worker
+    gets batches that follow one another, so that hardly a block is read by two.
+
+    Args:
+        images: all that are to be read.
+        batch_size, workers: of the `DataLoader`; its batches are the parts of that size, in this order.
+        rank, world_size: with several processes, each gets its own images.
+
+    Returns:
+        (n,) int64, places among the images; none where there are fewer images than processes.
+    """
+    numbers = images.block_numbers() if isinstance(images, StoredImages) else None
+    if numbers is None:
+        return torch.arange(len(images))[rank::world_size]
+    order = numbers.argsort(stable=True).tensor_split(world_size)[rank]
+    batches, turns = order.split(batch_size), max(workers, 1)
+    each, more = divmod(len(batches), turns)
+    # the last batch, which may be smaller, must stay the last: its worker is the last of those with one more
+    sizes = [each] * (turns - more) + [each + 1] * more
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ours = [batches[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    ours = ours[turns - more :] + ours[: turns - more]
+    mixed = [part[turn] for turn in range(each + 1) for part in ours if turn < len(part)]
+    return torch.cat(mixed) if mixed else order
 
 
 def opened(encoded: Path | bytes, place: str) -> Path | BinaryIO:

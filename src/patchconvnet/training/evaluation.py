@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchconvnet.data.batches import batches
-from patchconvnet.data.labelled_images import LARGEST_BATCH, MOST_WORKERS
+from patchconvnet.data.labelled_images import LARGEST_BATCH, MOST_WORKERS, reading_order
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import Split
 from patchconvnet.errors import UserError
@@ -137,7 +137,7 @@ def evaluate(
         raise UserError("there are no images to evaluate on")
     tally = Tally(len(split.class_names), torch.device(device))
     temperature = temperature_of(model)
-    indices = torch.arange(len(split))[rank::world_size]  # none, where there are fewer images than processes
+    indices = reading_order(split, batch_size, workers, rank=rank, world_size=world_size)
     with evaluation_mode(model), torch.inference_mode():
         ours = batches(split, preprocessing, batch_size, device=device, indices=indices, workers=workers)
         for images, labels, places in ours if len(indices) else ():

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from patchconvnet.data.batches import batches
+from patchconvnet.data.labelled_images import reading_order
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import Metadata
 from patchconvnet.training.calibration import calibrate
@@ -56,7 +56,13 @@ def _calibration_images(
     """
     split = run.data.validation
     if split is not None:
-        ours = torch.arange(len(split))[run.fabric.global_rank :: run.fabric.world_size]
+        ours = reading_order(
+            split,
+            run.evaluation_batch,
+            run.recipe.data.workers,
+            rank=run.fabric.global_rank,
+            world_size=run.fabric.world_size,
+        )
 
         def validation() -> Iterable[tuple[Tensor, Tensor, Tensor]]:
             if not len(ours):

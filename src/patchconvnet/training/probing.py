@@ -20,6 +20,7 @@ from torch import Tensor
 
 from patchconvnet.data.augmentation import Augmentation
 from patchconvnet.data.batches import batches
+from patchconvnet.data.labelled_images import reading_order
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
@@ -242,16 +243,17 @@ def _autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _plain(split: Split, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    order = reading_order(split, recipe.batch_size, recipe.data.workers)
     for images, labels, _ in batches(
-        split, recipe.preprocessing, recipe.batch_size, device=device, workers=recipe.data.workers
+        split, recipe.preprocessing, recipe.batch_size, device=device, indices=order, workers=recipe.data.workers
     ):
         yield images, labels
 
 
 def _augmented(split: Split, recipe: Recipe, device: torch.device, view: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in their order, each as the recipe's augmentation changes it in its `view`."""
+    """All images in the order of `_plain`, each as the recipe's augmentation changes it in its `view`."""
     augmentation = Augmentation(recipe.augmentation, recipe.preprocessing, len(split.class_names), seed=recipe.seed)
-    places = list(torch.arange(len(split)).split(recipe.batch_size))
+    places = list(reading_order(split, recipe.batch_size, recipe.data.workers).split(recipe.batch_size))
     generator = torch.Generator().manual_seed(recipe.seed * 1000 + view)
     source = batch_source(split, recipe, device, show_progress=False)
     for where, (images, labels) in zip(places, source(places), strict=True):
@@ -289,7 +291,12 @@ def _keep(
         calibrate(model, None, "not fitted: there are no validation images")
     else:
         images = batches(
-            validation, recipe.preprocessing, recipe.batch_size, device=device, workers=recipe.data.workers
+            validation,
+            recipe.preprocessing,
+            recipe.batch_size,
+            device=device,
+            indices=reading_order(validation, recipe.batch_size, recipe.data.workers),
+            workers=recipe.data.workers,
         )
         calibrate(model, lambda: images, "fitted to the validation images")
     if data.validation is not None:

@@ -22,7 +22,7 @@ from patchconvnet.training.optimization import learning_rate
 from patchconvnet.training.probing import adopt_pooling, class_weights, fit_head, with_pooling
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder, Standing
-from patchconvnet.training.sources import build_model, load_data, whiten
+from patchconvnet.training.sources import build_model, load_data, warn_of_blocks, whiten
 
 
 class Run:
@@ -71,6 +71,8 @@ class Run:
                             warnings.simplefilter("ignore")
                         self.data = load_data(self.recipe, show_progress=self.first)
                     self.fingerprint = self.data.fingerprint()
+        if self.first:
+            warn_of_blocks(self.data, self.recipe)
 
     def _build(self) -> None:
         recipe, images = self.recipe, self.data.require("train")

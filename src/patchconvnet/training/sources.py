@@ -1,6 +1,7 @@
 """What a recipe names: its data, its network, and its training images on the device, from memory or files."""
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -131,6 +132,31 @@ def batch_source(
             yield images[place], labels[place]
 
     return from_memory
+
+
+def warn_of_blocks(data: DataSplits, recipe: Recipe) -> None:
+    """Say what a training costs whose images are read in blocks.
+
+    Warns:
+        UserWarning: they are.
+    """
+    images, validation, canvas = data.require("train"), data.validation, _canvas(recipe)
+    if not (isinstance(images, StoredImages) and images.blocks):
+        return
+    count, mega = int(images.blocks.of_rows[-1]) + 1, images.blocks.megabytes
+    costs = []
+    if not images.fits_in_memory(canvas.size, int(recipe.data.memory_gb * 2**30), canvas.channels):
+        costs.append("training takes images in random order: for each of them a whole group is read")
+    if isinstance(validation, StoredImages) and (numbers := validation.block_numbers()) is not None:
+        groups = len(numbers.unique())
+        costs.append(f"the validation of an epoch reads {groups:,} of {count:,} groups, {groups * mega:,.1f} MB")
+    if costs:
+        warnings.warn(
+            f"{data.name} is read in groups of about {len(images.blocks.of_rows) / count:,.0f} images, {mega:,.1f} MB; "
+            f"{', and '.join(costs)}. Bring them into files of which each image is read alone: patchconvnet shard "
+            f"--data '{data.name}' --out shards, then train with --data wds:shards.",
+            stacklevel=2,
+        )
 
 
 def _canvas(recipe: Recipe) -> Preprocessing:

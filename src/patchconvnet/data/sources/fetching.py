@@ -92,14 +92,16 @@ def fetched(
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _persistently(lambda: _transfer(url, part), url, patience, size)
+        persistently(lambda: _transfer(url, part), url, patience, size)
         part.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
-def read_part(url: str, begin: int, size: int, patience: float = PATIENCE) -> Part:
+def read_part(
+    url: str, begin: int, size: int, patience: float = PATIENCE, headers: Mapping[str, str] | None = None
+) -> Part:
     """Some bytes of a file of a server, without the others.
 
     Args:
@@ -107,13 +109,15 @@ def read_part(url: str, begin: int, size: int, patience: float = PATIENCE) -> Pa
         begin: of the first byte.
         size: how many; at the end of the file there are less.
         patience: seconds without an answer after which it is given up.
+        headers: to ask with, such as who asks; not passed on to another server that the file is at.
 
     Raises:
         UserError: the server does not have the file, sends no parts of files, or has not answered for so long.
     """
 
     def attempt() -> Part:
-        with _client().stream("GET", url, headers={"Range": f"bytes={begin}-{begin + size - 1}"}) as answer:
+        asked = {**(headers or {}), "Range": f"bytes={begin}-{begin + size - 1}"}
+        with _client().stream("GET", url, headers=asked) as answer:
             answer.raise_for_status()
             found = re.fullmatch(rf"bytes {begin}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             if answer.status_code != 206 or not found:
@@ -121,11 +125,21 @@ def read_part(url: str, begin: int, size: int, patience: float = PATIENCE) -> Pa
             content = answer.read()
             return Part(content, int(found[1]), answer.headers.get("ETag", ""))
 
-    return _persistently(attempt, url, patience)
+    return persistently(attempt, url, patience)
 
 
-def _persistently(attempt: Callable[[], T], url: str, patience: float, done: Callable[[], int] = lambda: 0) -> T:
-    """What `attempt` returns, tried again until `done` has not grown for `patience` seconds."""
+def persistently(attempt: Callable[[], T], url: str, patience: float, done: Callable[[], int] = lambda: 0) -> T:
+    """What `attempt` returns, tried again until `done` has not grown for `patience` seconds.
+
+    Args:
+        attempt: raises httpx's errors where the server does not answer, or answers with an error.
+        url: what is asked for, for messages.
+        patience: seconds.
+        done: how much there is already.
+
+    Raises:
+        UserError: the server does not have it, or has not answered for so long.
+    """
     import httpx
 
     since, vain, before = time.monotonic(), 0, done()

@@ -7,14 +7,14 @@ source has no names, by its content.
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from patchconvnet.data.image_paths import class_name, read_heif
-from patchconvnet.data.labelled_images import ImageRecords, Store, content_digest
+from patchconvnet.data.labelled_images import Blocks, ImageRecords, Store, content_digest
 from patchconvnet.data.readable import check_budget, in_threads, is_readable_content, listed
 from patchconvnet.data.splits import SPLIT_NAMES, DataSplits, SplitName, divided
 from patchconvnet.errors import UserError
@@ -31,8 +31,11 @@ class Listing:
         labels: the class of each, as the source has it: a name, a number, or None.
         splits: the split of each; None where the source has no splits.
         class_names: what the source calls its classes, in their order, or None.
-        digests: of the content of each, if they were all read on the way; empty for one that is not readable.
+        digests: of the content of each, if they were all read on the way; or what finds them faster than one by one,
+            and is told whether to draw a progress bar; empty for one that is not readable.
         lost: images beside these that cannot be had, as of a shard that a server does not send.
+        blocks: of the store's rows, where it reads many for the price of one.
+        version: a word that changes with the images, where the store does not know their sizes.
     """
 
     where: str
@@ -41,8 +44,10 @@ class Listing:
     labels: Sequence[str | int | None]
     splits: Sequence[str] | None = None
     class_names: list[str] | None = None
-    digests: Sequence[str] | None = None
+    digests: Sequence[str] | Callable[[bool], Sequence[str]] | None = None
     lost: Sequence[str] = ()
+    blocks: Blocks | None = None
+    version: str = ""
 
     def data_set(
         self,
@@ -112,17 +117,7 @@ class Listing:
     def _images(self, class_names: list[str], labels: list[int], show_progress: bool) -> tuple[ImageRecords, list[str]]:
         """All readable images in the order of a folder, and where the others are."""
         rows = torch.arange(len(labels))
-
-        def digest(row: int) -> str | None:
-            if self.digests is not None:
-                return self.digests[row] or None
-            try:
-                encoded = self.store.encoded(row)
-                return content_digest(encoded) if is_readable_content(encoded, self.store.place(row)) else None
-            except UserError:
-                return None
-
-        digests = in_threads(digest, range(len(labels)), "Checking images", show_progress)
+        digests = self._digests(show_progress)
         good = [row for row, found in enumerate(digests) if found is not None]
         names = {row: name_of(self.paths[row], class_names[labels[row]], digests[row] or "") for row in good}
         # by the digest where two are called alike, so that the source's own order never counts
@@ -134,8 +129,24 @@ class Listing:
             torch.tensor(labels, dtype=torch.int64)[order],
             class_names,
             [digests[row] or "" for row in order],
+            self.blocks,
         )
         return images, [self.store.place(row) for row, found in enumerate(digests) if found is None]
+
+    def _digests(self, show_progress: bool) -> list[str | None]:
+        """Of the content of each image; None for one that is not readable."""
+        if self.digests is not None:
+            known = self.digests(show_progress) if callable(self.digests) else self.digests
+            return [digest or None for digest in known]
+
+        def digest(row: int) -> str | None:
+            try:
+                encoded = self.store.encoded(row)
+                return content_digest(encoded) if is_readable_content(encoded, self.store.place(row)) else None
+            except UserError:
+                return None
+
+        return in_threads(digest, range(len(self.labels)), "Checking images", show_progress)
 
 
 def name_of(path: str | None, class_name: str, digest: str) -> str:

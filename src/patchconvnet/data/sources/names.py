@@ -22,7 +22,11 @@ PATIENCE = "seconds for which a server that does not answer is asked again, 90 b
 OPTIONS: dict[str, dict[str, str]] = {
     "csv": COLUMNS,
     "parquet": COLUMNS,
-    "hf": COLUMNS,
+    "hf": {
+        **COLUMNS,
+        "keep": "no: read Parquet files of the hub without keeping them",
+        "patience": PATIENCE,
+    },
     "wds": {
         "label": "the field of each sample's .json with its class",
         "classes": COLUMNS["classes"],

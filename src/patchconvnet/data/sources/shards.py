@@ -5,10 +5,13 @@ They are tar files as `webdataset` lays them out, or chunks of `litdata`, so oth
 beside them has the names of the classes, the splits, and the size and checksum of each file.
 """
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +22,7 @@ from PIL import Image
 
 from patchconvnet.data import datasets
 from patchconvnet.data.images import read_image
-from patchconvnet.data.labelled_images import Images, opened
+from patchconvnet.data.labelled_images import Images, StoredImages, opened, reading_order
 from patchconvnet.data.readable import allowed
 from patchconvnet.data.sources.litdata_chunks import check_litdata
 from patchconvnet.data.sources.shard_files import WRITERS, Format, Sample, litdata_index
@@ -30,6 +33,7 @@ from patchconvnet.files import LOCK_FILE, aside, locked_folder, write_atomic, wr
 
 RECORDED = ("file", "split", "images", "bytes", "sha256")  # in index.json, of each shard
 QUALITY = 95  # of a JPEG that was resized
+MOST_IN_MEMORY = 256 << 20  # bytes of a shard that is written, for each worker, where its images are read in blocks
 
 
 class Shard(NamedTuple):
@@ -94,11 +98,16 @@ def write_shards(
     allowed(max_bad or "0", 1)  # refused although there may be no bad image
     data = datasets.load(name, root=root, validation=0, max_bad=max_bad, show_progress=show_progress)
     parts: dict[str, Split] = {"all": data.require("all")} if data.drawn or name == "digits" else _own_splits(data)
-    shards = [
-        shard for split, images in parts.items() for shard in _planned(split, len(images), images_per_shard, format)
-    ]
+    shards = [shard for split, images in parts.items() for shard in _planned(split, images, images_per_shard, format)]
     fingerprint = {k: v for k, v in data.fingerprint().items() if k in ("class names", "all images", "all contents")}
-    plan = {"fingerprint": fingerprint, "resize": resize, "images_per_shard": images_per_shard, "format": format}
+    plan: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "resize": resize,
+        "images_per_shard": images_per_shard,
+        "format": format,
+    }
+    if any(isinstance(images, StoredImages) and images.blocks for images in parts.values()):
+        plan["mixed"] = hashlib.sha256(json.dumps([shard.places for shard in shards]).encode()).hexdigest()
     _check_folder(out)
     with locked_folder(out, "writing of shards"):
         _claim(out, plan)
@@ -152,11 +161,22 @@ def _own_splits(data: DataSplits) -> dict[str, Split]:
     return {name: images for name, images in splits.items() if images is not None}
 
 
-def _planned(split: str, count: int, size: int, format: Format) -> list[Shard]:
-    """A split's shards; its images are mixed, for readers that take them one after another."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(size)
+def _planned(split: str, images: Split, size: int, format: Format) -> list[Shard]:
+    """A split's shards; its images are mixed, for readers that take them one after another.
+
+    Of images that are read in blocks the blocks are mixed, and then the images of each shard, so that hardly a block is
+    read for two shards.
+    """
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(images), generator=generator)
+    numbers = images.block_numbers() if isinstance(images, StoredImages) else None
+    parts = list(order.split(size))
+    if numbers is not None:
+        turns = torch.randperm(int(numbers.max()) + 1, generator=generator)
+        parts = list(order[turns[numbers[order]].argsort(stable=True)].split(size))
+        parts = [part[torch.randperm(len(part), generator=generator)] for part in parts]
     ending, _ = WRITERS[format]
-    return [Shard(f"{split}-{number:05}.{ending}", split, places.tolist()) for number, places in enumerate(order)]
+    return [Shard(f"{split}-{number:05}.{ending}", split, places.tolist()) for number, places in enumerate(parts)]
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
@@ -192,15 +212,44 @@ def _is_written(path: Path, record: Path) -> bool:
 def _write(path: Path, record: Path, images: Split, shard: Shard, plan: dict[str, Any]) -> None:
     _, write = WRITERS[plan["format"]]
     told: dict[str, Any] = {}
-    write_atomic(path, lambda part: told.update(write(part, _samples(images, shard.places, plan["resize"]))))
+    with _contents(images, shard.places, plan["resize"], path.parent) as contents:
+        samples = _samples(images, shard.places, contents)
+        write_atomic(path, lambda part: told.update(write(part, samples)))
     about = {"file": path.name, "split": shard.split, "images": len(shard.places), "bytes": path.stat().st_size}
     write_text(record, json.dumps({**about, "sha256": digest_of(path), **told}))
 
 
-def _samples(images: Split, places: list[int], resize: int | None) -> Iterator[Sample]:
+@contextlib.contextmanager
+def _contents(
+    images: Split, places: list[int], resize: int | None, folder: Path
+) -> Iterator[Callable[[int], tuple[bytes, str]]]:
+    """The bytes and the ending of each image of a shard.
+
+    Those that are read in blocks are all read before, block by block, and put into memory, or into a file that is gone
+    with this process.
+    """
+    if not (isinstance(images, StoredImages) and images.blocks):
+        yield lambda place: _content(images, place, resize)
+        return
+    with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY, dir=str(folder)) as spool:
+        found: dict[int, tuple[int, int, str]] = {}
+        for at in reading_order(images.subset(places), len(places)).tolist():
+            content, ending = _content(images, places[at], resize)
+            found[places[at]] = (spool.tell(), len(content), ending)
+            spool.write(content)
+
+        def content_of(place: int) -> tuple[bytes, str]:
+            begin, size, ending = found[place]
+            spool.seek(begin)
+            return spool.read(size), ending
+
+        yield content_of
+
+
+def _samples(images: Split, places: list[int], contents: Callable[[int], tuple[bytes, str]]) -> Iterator[Sample]:
     used: set[str] = set()
     for place in places:
-        content, ending = _content(images, place, resize)
+        content, ending = contents(place)
         label = int(images.labels[place])
         class_name = images.class_names[label]
         name = f"{place:08}" if isinstance(images, Images) else images.name(place).removeprefix(f"{class_name}/")
