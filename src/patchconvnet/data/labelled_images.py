@@ -66,10 +66,13 @@ class Blocks(NamedTuple):
     Attributes:
         of_rows: (rows,) int64, the number of each row's block; rows of a block follow one another.
         megabytes: that are read for a block, on average.
+        alone: megabytes that are read for a row without the others of its block, on average; the same where it can't
+            be.
     """
 
     of_rows: Tensor
     megabytes: float
+    alone: float
 
 
 class StoredImages:
@@ -115,6 +118,10 @@ class StoredImages:
 
     def block_numbers(self) -> Tensor | None:
         """(N,) int64, the block that each image is read with; None where each is read without the others."""
+        return None
+
+    def order_of_rows(self) -> Tensor | None:
+        """(N,) int64, the images as they follow one another in their blocks; None where there are none."""
         return None
 
     def __len__(self) -> int:
@@ -271,6 +278,9 @@ class ImageRecords(StoredImages):
     def block_numbers(self) -> Tensor | None:
         return None if self.blocks is None else self.blocks.of_rows[self.rows]
 
+    def order_of_rows(self) -> Tensor | None:
+        return None if self.blocks is None else self.rows.argsort()
+
 
 def _places(indices: Indices, count: int) -> Tensor:
     chosen = torch.arange(count)[indices] if isinstance(indices, slice) else torch.as_tensor(indices)
@@ -293,10 +303,10 @@ def reading_order(
     Returns:
         (n,) int64, places among the images; none where there are fewer images than processes.
     """
-    numbers = images.block_numbers() if isinstance(images, StoredImages) else None
-    if numbers is None:
+    order = images.order_of_rows() if isinstance(images, StoredImages) else None
+    if order is None:
         return torch.arange(len(images))[rank::world_size]
-    order = numbers.argsort(stable=True).tensor_split(world_size)[rank]
+    order = order.tensor_split(world_size)[rank]
     batches, turns = order.split(batch_size), max(workers, 1)
     each, more = divmod(len(batches), turns)
     # the last batch, which may be smaller, must stay the last: its worker is the last of those with one more

@@ -21,6 +21,7 @@ from patchconvnet.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
 
+LITTLE, MANY_TIMES = 0.5, 4  # megabytes for an image, and as many times its size: more is worth a warning
 WHITENING_PIXELS = 5_000_000  # looked at to whiten: some 5,000 images of CIFAR-10's size
 
 
@@ -135,25 +136,28 @@ def batch_source(
 
 
 def warn_of_blocks(data: DataSplits, recipe: Recipe) -> None:
-    """Say what a training costs whose images are read in blocks.
+    """Say what a training costs that reads much more than the images it takes.
 
     Warns:
-        UserWarning: they are.
+        UserWarning: images are read in blocks, and one can't be read for much less than all of its block.
     """
     images, validation, canvas = data.require("train"), data.validation, _canvas(recipe)
     if not (isinstance(images, StoredImages) and images.blocks):
         return
-    count, mega = int(images.blocks.of_rows[-1]) + 1, images.blocks.megabytes
+    of_rows, megabytes, alone = images.blocks
+    count = int(of_rows[-1]) + 1
+    if alone <= max(LITTLE, MANY_TIMES * megabytes * count / len(of_rows)):
+        return
     costs = []
     if not images.fits_in_memory(canvas.size, int(recipe.data.memory_gb * 2**30), canvas.channels):
-        costs.append("training takes images in random order: for each of them a whole group is read")
+        costs.append(f"training takes images in random order, and reads {alone:,.1f} MB for each")
     if isinstance(validation, StoredImages) and (numbers := validation.block_numbers()) is not None:
-        groups = len(numbers.unique())
-        costs.append(f"the validation of an epoch reads {groups:,} of {count:,} groups, {groups * mega:,.1f} MB")
+        read = min(len(numbers.unique()) * megabytes, len(numbers) * alone)
+        costs.append(f"the validation of an epoch reads {read:,.1f} MB of {count * megabytes:,.1f}")
     if costs:
         warnings.warn(
-            f"{data.name} is read in groups of about {len(images.blocks.of_rows) / count:,.0f} images, {mega:,.1f} MB; "
-            f"{', and '.join(costs)}. Bring them into files of which each image is read alone: patchconvnet shard "
+            f"{data.name} is read in groups of about {len(of_rows) / count:,.0f} images, {megabytes:,.1f} MB; "
+            f"{'; '.join(costs)}. Bring them into files of which each image is read alone: patchconvnet shard "
             f"--data '{data.name}' --out shards, then train with --data wds:shards.",
             stacklevel=2,
         )

@@ -168,7 +168,7 @@ def _not_kept(
         else _splits(counts, name),
         class_names=names,
         digests=lambda show_progress: store.digests(root, show_progress),
-        blocks=store.blocks(),
+        blocks=store.blocks,
         version=" ".join(f"{file.size} {file.version}" for file in files),
     )
 

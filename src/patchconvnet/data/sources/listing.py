@@ -34,7 +34,7 @@ class Listing:
         digests: of the content of each, if they were all read on the way; or what finds them faster than one by one,
             and is told whether to draw a progress bar; empty for one that is not readable.
         lost: images beside these that cannot be had, as of a shard that a server does not send.
-        blocks: of the store's rows, where it reads many for the price of one.
+        blocks: of the store's rows, where it reads many for the price of one; asked for after the digests.
         version: a word that changes with the images, where the store does not know their sizes.
     """
 
@@ -46,7 +46,7 @@ class Listing:
     class_names: list[str] | None = None
     digests: Sequence[str] | Callable[[bool], Sequence[str]] | None = None
     lost: Sequence[str] = ()
-    blocks: Blocks | None = None
+    blocks: Callable[[], Blocks] | None = None
     version: str = ""
 
     def data_set(
@@ -129,7 +129,7 @@ class Listing:
             torch.tensor(labels, dtype=torch.int64)[order],
             class_names,
             [digests[row] or "" for row in order],
-            self.blocks,
+            None if self.blocks is None else self.blocks(),
         )
         return images, [self.store.place(row) for row, found in enumerate(digests) if found is None]
 

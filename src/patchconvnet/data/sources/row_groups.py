@@ -1,7 +1,8 @@
-"""Images whose bytes are in Parquet files, read by row groups, which is the least that can be read of such a file.
+"""Images whose bytes are in Parquet files, read by row groups or one by one.
 
-The files are local, or on an http server, which is asked for parts of them; nothing is kept on disk. Labels and names
-are read without the bytes of the images.
+The files are local, or on an http server, which is asked for parts of them; no image is kept on disk. Labels and names
+are read without the bytes of the images. When all images have been read through once, it is known where most of them
+are, see `column_chunks`, and any is read by itself; those that follow one another are read by row groups all the same.
 """
 
 import bisect
@@ -12,19 +13,21 @@ import itertools
 import json
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.progress import track
 
 from patchconvnet.data.image_paths import read_heif
 from patchconvnet.data.labelled_images import Blocks, content_digest
 from patchconvnet.data.readable import is_readable_content
+from patchconvnet.data.sources.column_chunks import Place, places_in, unpack
 from patchconvnet.data.sources.fetching import cache_folder, is_url, read_part
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_text
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 AT_ONCE = 8  # files or row groups of a server that are asked for together
-MOST_AT_ONCE = 1 << 30  # bytes of row groups that are checked together, unless one has more
+MOST_AT_ONCE = 512 << 20  # bytes of row groups that are checked together, unless one has more
 MOST_HELD = 256 << 20  # bytes of row groups that a process holds, unless two have more
 LONGEST_PART = 32 << 20  # bytes of an answer; what breaks off begins again there
+NEAR = 8  # rows: two images that were read just before, and were as near as this, are followed by their whole row group
+JUST_BEFORE = 16  # images of a process, and of each thread
 MAGIC = b"PAR1"
 
 
@@ -74,10 +79,15 @@ class RowGroupStore:
     where: str
     patience: float
     _held: "_Held" = field(default_factory=lambda: _Held(), init=False, repr=False)
+    _places: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)  # (rows, 5) of a row group
 
     def encoded(self, row: int) -> bytes:
         group = bisect.bisect_right(self._starts, row) - 1
-        value = self._held.get(group, lambda: self._read(group))[row - self._starts[group]].as_py()
+        values = self._held.get(group, row, lambda: self._read(group), whole=group not in self._places)
+        at = row - self._starts[group]
+        value = (
+            self._read_one(group, Place(*self._places[group][at].tolist())) if values is None else values[at].as_py()
+        )
         if not value:
             raise UserError(f"{self.place(row)} holds no image")
         return bytes(value)
@@ -90,15 +100,21 @@ class RowGroupStore:
         return -1
 
     def blocks(self) -> Blocks:
-        """The row groups."""
-        rows = torch.tensor([self._of_group(group).num_rows for group in range(len(self._groups))], dtype=torch.int64)
-        numbers = torch.arange(len(rows)).repeat_interleave(rows)
-        return Blocks(numbers, sum(self._bytes(group) for group in range(len(rows))) / max(len(rows), 1) / 1e6)
+        """The row groups, and what is known by now of reading an image alone."""
+        rows = [self._of_group(group).num_rows for group in range(len(self._groups))]
+        sizes = [self._bytes(group) for group in range(len(rows))]
+        alone = [
+            int(self._places[group][:, 1].sum()) if group in self._places else size * count
+            for group, (size, count) in enumerate(zip(sizes, rows, strict=True))
+        ]
+        numbers = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows, dtype=torch.int64))
+        return Blocks(numbers, sum(sizes) / max(len(rows), 1) / 1e6, sum(alone) / max(sum(rows), 1) / 1e6)
 
     def digests(self, root: str | os.PathLike[str] | None, show_progress: bool) -> list[str]:
         """Of the content of each image, empty for one that is not readable; each row group is read once.
 
-        Those of a server's files are kept, so that a later start has not to read the images again.
+        From then on images are read one by one too. What is found in a server's files is kept, so that a later start
+        has not to read the images again.
 
         Args:
             root: as for `fetching.cache_folder`.
@@ -108,48 +124,60 @@ class RowGroupStore:
             UserError: a file cannot be read.
         """
         read_heif()
-        found = {number: known for number, file in enumerate(self.files) if (known := self._known(file, root))}
-        groups = [group for group, (file, _) in enumerate(self._groups) if file not in found]
-        largest = max(map(self._bytes, groups), default=1)
-        fresh: dict[int, list[str]] = {}
+        groups_of: list[list[int]] = [[] for _ in self.files]
+        for group, (number, _) in enumerate(self._groups):
+            groups_of[number].append(group)
+        found: dict[int, list[list[Any]]] = {}  # by file, of each of its row groups the digests and the places
+        for number, file in enumerate(self.files):
+            if (known := self._known(file, root)) is not None:
+                found[number] = known
+        unknown = [group for number, groups in enumerate(groups_of) if number not in found for group in groups]
+        largest = max(map(self._bytes, unknown), default=1)
         with ThreadPoolExecutor(max(1, min(AT_ONCE, MOST_AT_ONCE // max(largest, 1)))) as pool:
-            answers = pool.map(self._digests_of, groups)
-            for group, digests in zip(
-                groups,
-                track(answers, "Checking images", len(groups), disable=not show_progress, transient=True),
-                strict=True,
-            ):
+            answers = pool.map(self._looked_through, unknown)
+            shown = track(answers, "Checking images", len(unknown), disable=not show_progress, transient=True)
+            for group, answer in zip(unknown, shown, strict=True):
                 number = self._groups[group][0]
-                fresh.setdefault(number, []).extend(digests)
-                if len(fresh[number]) == self.files[number].metadata.num_rows:
-                    found[number] = fresh.pop(number)
+                found.setdefault(number, []).append(answer)
+                if group == groups_of[number][-1]:
                     self._keep(self.files[number], root, found[number])
-        return [digest for number in range(len(self.files)) for digest in found.get(number, ())]
+        for number, groups in enumerate(groups_of):
+            for group, (_, places) in zip(groups, found.get(number, ()), strict=True):
+                if places is not None:
+                    self._places[group] = np.array(places, np.int64).reshape(-1, len(Place._fields))
+        return [
+            digest for number in range(len(self.files)) for digests, _ in found.get(number, ()) for digest in digests
+        ]
 
-    def _digests_of(self, group: int) -> list[str]:
-        place = self.place(self._starts[group])
-        contents = (value.as_py() or b"" for value in self._read(group))
-        return [content_digest(each) if is_readable_content(each, place) else "" for each in contents]
+    def _looked_through(self, group: int) -> list[Any]:
+        """The digests of a row group's images, and their places in the file, or None."""
+        chunk = self._chunk(group)
+        begin = _beginning(chunk)
+        with _opened(self.files[self._groups[group][0]], self.patience) as opened:
+            content = opened.read(begin, chunk.total_compressed_size)
+        values = [value.as_py() for value in self._read(group, content)]
+        where = self.place(self._starts[group])
+        digests = [content_digest(v) if v and is_readable_content(v, where) else "" for v in values]
+        places = places_in(content, chunk.compression, values)
+        return [digests, places and [place._replace(begin=begin + place.begin) for place in places]]
 
     def _kept(self, file: GroupFile, root: str | os.PathLike[str] | None) -> Path | None:
-        """Where the digests of a file are kept; those of a local one, or one that may change unseen, are not."""
+        """Where what is found in a file is kept; of a local one, or one that may change unseen, nothing is."""
         if not (file.kept_as and file.version):
             return None
-        return cache_folder(file.kept_as, root) / f"digests-{self.column}.json"
+        return cache_folder(file.kept_as, root) / f"rows-{self.column}.json"
 
-    def _known(self, file: GroupFile, root: str | os.PathLike[str] | None) -> list[str] | None:
+    def _known(self, file: GroupFile, root: str | os.PathLike[str] | None) -> list[list[Any]] | None:
         kept = self._kept(file, root)
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # read it again
             about = json.loads(kept.read_text()) if kept else {}
-            if [about["bytes"], about["version"], len(about["digests"])] == [
-                file.size, file.version, file.metadata.num_rows,
-            ]:  # fmt: skip
-                return list(about["digests"])
+            if [about["bytes"], about["version"]] == [file.size, file.version]:
+                return list(about["groups"])
         return None
 
-    def _keep(self, file: GroupFile, root: str | os.PathLike[str] | None, digests: list[str]) -> None:
+    def _keep(self, file: GroupFile, root: str | os.PathLike[str] | None, groups: list[list[Any]]) -> None:
         if kept := self._kept(file, root):
-            write_text(kept, json.dumps({"bytes": file.size, "version": file.version, "digests": digests}))
+            write_text(kept, json.dumps({"bytes": file.size, "version": file.version, "groups": groups}))
 
     @functools.cached_property
     def _groups(self) -> list[tuple[int, int]]:
@@ -168,17 +196,30 @@ class RowGroupStore:
 
     def _bytes(self, group: int) -> int:
         """Of its images, as they are in the file."""
+        return int(self._chunk(group).total_compressed_size)
+
+    def _chunk(self, group: int) -> Any:
         about = self._of_group(group)
         chunks = (about.column(i) for i in range(about.num_columns))
-        return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema == self.column)
+        return next(chunk for chunk in chunks if chunk.path_in_schema == self.column)
 
-    def _read(self, group: int) -> "pyarrow.ChunkedArray":
+    def _read(self, group: int, content: bytes | None = None) -> "pyarrow.ChunkedArray":
+        """The images of a row group; `content` is its column chunk, where that has been read already."""
         import pyarrow.compute
 
         file, number = self._groups[group]
-        with _opened(self.files[file], self.patience) as opened:  # threads of pyarrow's would not survive a fork
+        held = None if content is None else (_beginning(self._chunk(group)), content)
+        with _parquet(self.files[file], self.patience, held) as opened:  # threads of pyarrow's would not survive a fork
             column = opened.read_row_group(number, columns=[self.column], use_threads=False).column(0)
         return pyarrow.compute.struct_field(column, "bytes") if pyarrow.types.is_struct(column.type) else column
+
+    def _read_one(self, group: int, place: Place) -> bytes:
+        if not place.size:
+            return b""
+        file = self.files[self._groups[group][0]]
+        with _opened(file, self.patience) as opened:
+            part = opened.read(place.begin, place.length)
+        return unpack(part, self._chunk(group).compression, place)
 
 
 def open_files(places: Sequence[tuple[str, str]], patience: float) -> list[GroupFile]:
@@ -200,7 +241,7 @@ def open_files(places: Sequence[tuple[str, str]], patience: float) -> list[Group
                 raise UserError(f"{place} is no Parquet file.")
         else:
             file = GroupFile(place, *_size_and_version(place), None, "")
-        with _opened(file, patience) as opened:
+        with _parquet(file, patience) as opened:
             return file._replace(metadata=opened.metadata)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -216,7 +257,7 @@ def read_columns(files: Sequence[GroupFile], columns: Sequence[str], patience: f
     import pyarrow
 
     def rows(file: GroupFile) -> "pyarrow.Table":
-        with _opened(file, patience, pre_buffer=True) as opened:  # columns that lie side by side in one request
+        with _parquet(file, patience, pre_buffer=True) as opened:  # columns that lie side by side in one request
             found = opened.read(columns=list(columns), use_threads=False)
         if lacking := {column.partition(".")[0] for column in columns} - set(found.column_names):
             raise UserError(f"{file.place} has no column {min(lacking)!r}.")
@@ -235,24 +276,26 @@ def schema_of(file: GroupFile) -> "pyarrow.Schema":
     return file.metadata.schema.to_arrow_schema()
 
 
+def _beginning(chunk: Any) -> int:
+    """Where a column chunk begins in its file."""
+    return min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+
+
 @contextlib.contextmanager
-def _opened(file: GroupFile, patience: float, **options: Any) -> "Iterator[pyarrow.parquet.ParquetFile]":
-    """A file for pyarrow; what goes wrong with it becomes a sentence."""
+def _parquet(
+    file: GroupFile, patience: float, held: tuple[int, bytes] | None = None, **options: Any
+) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    """A file for pyarrow.
+
+    Args:
+        held: a part of it that has been read already, and where that begins.
+    """
     import pyarrow.parquet
 
-    try:
-        if is_url(file.place):
-            source: Any = _RemoteFile(file, patience)
-        else:
-            if (file.size, file.version) != _size_and_version(file.place):
-                raise _changed(file.place)
-            source = file.place
-        with pyarrow.parquet.ParquetFile(source, metadata=file.metadata, **options) as opened:
-            yield opened
-    except UserError:
-        raise
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file.place} cannot be read as Parquet: {first_line(error)}") from error
+    with _opened(file, patience) as reading, pyarrow.parquet.ParquetFile(
+        _File(reading, held), metadata=file.metadata, **options
+    ) as opened:  # fmt: skip
+        yield opened
 
 
 def _size_and_version(path: str) -> tuple[int, str]:
@@ -275,11 +318,58 @@ def _headers(url: str) -> Mapping[str, str]:
     return build_hf_headers() if url.startswith(f"{constants.ENDPOINT}/") else {}
 
 
-class _RemoteFile(io.RawIOBase):
-    """A server's file as pyarrow takes it; any part is asked for when it is read."""
+class _Parts:
+    """Parts of a file that must be as it was.
+
+    Args:
+        file: which.
+        patience: seconds for which a server that does not answer is asked again.
+    """
 
     def __init__(self, file: GroupFile, patience: float) -> None:
-        self._file, self._patience, self._next = file, patience, 0
+        self.file, self._patience = file, patience
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Some bytes; at the end of the file there are less."""
+        if is_url(self.file.place):
+            return self._of_server(begin, min(begin + size, self.file.size))
+        if (self.file.size, self.file.version) != _size_and_version(self.file.place):
+            raise _changed(self.file.place)
+        with open(self.file.place, "rb") as file:
+            file.seek(begin)
+            return file.read(size)
+
+    def _of_server(self, begin: int, end: int) -> bytes:
+        place, total, version = self.file[:3]
+        parts = []
+        while begin < end:
+            wanted = min(end - begin, LONGEST_PART)
+            part = read_part(place, begin, wanted, self._patience, _headers(place))
+            if (part.total, part.version) != (total, version) or len(part.content) != wanted:
+                raise _changed(place)
+            parts.append(part.content)
+            begin += wanted
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+@contextlib.contextmanager
+def _opened(file: GroupFile, patience: float) -> Iterator[_Parts]:
+    """Parts of a file; what goes wrong with them becomes a sentence."""
+    import pyarrow
+
+    try:
+        yield _Parts(file, patience)
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file.place} cannot be read as Parquet: {first_line(error)}") from error
+
+
+class _File(io.RawIOBase):
+    """A file as pyarrow takes it; any part is read when it is asked for."""
+
+    def __init__(self, parts: _Parts, held: tuple[int, bytes] | None) -> None:
+        self._parts, self._held, self._next = parts, held, 0
 
     def readable(self) -> bool:
         return True
@@ -291,28 +381,29 @@ class _RemoteFile(io.RawIOBase):
         return self._next
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._next = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._next, os.SEEK_END: self._file.size}[whence]
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._next, os.SEEK_END: self._parts.file.size}[whence]
+        self._next = begin + offset
         return self._next
 
     def read(self, size: int = -1) -> bytes:
-        place, total, version = self._file[:3]
-        end = total if size < 0 else min(self._next + size, total)
-        parts = []
-        while self._next < end:
-            wanted = min(end - self._next, LONGEST_PART)
-            part = read_part(place, self._next, wanted, self._patience, _headers(place))
-            if (part.total, part.version) != (total, version) or len(part.content) != wanted:
-                raise _changed(place)
-            parts.append(part.content)
-            self._next += wanted
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        size = self._parts.file.size - self._next if size < 0 else size
+        begin, held = self._held or (0, b"")
+        inside = self._next - begin
+        if inside >= 0 and inside + size <= len(held):
+            content = held[inside : inside + size]
+        else:
+            content = self._parts.read(self._next, size)
+        self._next += len(content)
+        return content
 
 
 class _Held:
     """The row groups that were read last: of this process `MOST_HELD` bytes, but at least two, and each thread's own.
 
     So threads that go through the rows side by side read each group once, and one that is slower than the others does
-    not lose its own. What is pickled, or another process after a fork, begins with none.
+    not lose its own. A group is read once it is clear that it is gone through: its images, or those before them, were
+    asked for just before, by this thread or by all together. What is pickled, or another process after a fork, begins
+    with none.
     """
 
     def __init__(self) -> None:
@@ -324,17 +415,36 @@ class _Held:
     def _begin(self) -> None:
         self._process, self._lock, self._own = os.getpid(), threading.Lock(), threading.local()
         self._groups: OrderedDict[int, Future[Any]] = OrderedDict()
+        self._before: deque[int] = deque(maxlen=JUST_BEFORE)
 
-    def get(self, group: int, read: Any) -> "pyarrow.ChunkedArray":
-        """A row group; what `read` gives if it is not here."""
+    def get(
+        self, group: int, row: int, read: "Callable[[], pyarrow.ChunkedArray]", *, whole: bool
+    ) -> "pyarrow.ChunkedArray | None":
+        """A row group; None where one of its images is better read alone.
+
+        Args:
+            group: its number.
+            row: the image that is wanted.
+            read: reads the group.
+            whole: whether its images can't be read alone.
+        """
         if self._process != os.getpid():  # a lock may have been held in the moment of the fork
             self._begin()
-        if getattr(self._own, "group", None) != group:
-            self._own.values = self._shared(group, read)
-            self._own.group = group
-        return self._own.values
+        own = self._own.__dict__
+        mine = own.setdefault("before", deque(maxlen=JUST_BEFORE))
+        with self._lock:
+            follows = any(sum(abs(row - other) <= NEAR for other in before) >= 2 for before in (mine, self._before))
+            mine.append(row)
+            self._before.append(row)
+            here = group in self._groups
+        if own.get("group") != group:
+            if not (whole or here or follows):
+                return None
+            own["values"] = self._shared(group, read)
+            own["group"] = group
+        return own["values"]
 
-    def _shared(self, group: int, read: Any) -> "pyarrow.ChunkedArray":
+    def _shared(self, group: int, read: "Callable[[], pyarrow.ChunkedArray]") -> "pyarrow.ChunkedArray":
         with self._lock:
             future = self._groups.get(group)
             if known := future is not None:
