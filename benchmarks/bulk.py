@@ -33,7 +33,9 @@ from patchconvnet.bulk.predictor import ModelChoice, Predictor, Settings
 from patchconvnet.bulk.work import FolderWork, parts_of
 from patchconvnet.explanation.drawing import usable_cores
 from patchconvnet.explanation.refining import batch_size_for
+from patchconvnet.hardware import keep_freed_memory
 from patchconvnet.models import Metadata, load
+from patchconvnet.models.passes import for_each
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS, PAGE = DOCS / "benchmarks" / "bulk.json", DOCS / "bulk.md"
@@ -43,7 +45,7 @@ FEW = 1000
 DIFFERENT = 1000
 ROUNDS = 5
 # model, images of a round, (width, height) of the files, ending
-RATES = (("cifar10", 1024, (32, 32), "png"), ("imagenet", 256, (340, 256), "jpg"))
+RATES = (("cifar10", 4096, (32, 32), "png"), ("imagenet", 768, (340, 256), "jpg"))
 WRITTEN = (
     ("probabilities of 5 classes", "none", False),
     ("and attention", "attention", False),
@@ -116,8 +118,7 @@ def measure_rate(model: str, count: int, size: tuple[int, int], ending: str, rou
                     network(batch)
             batched = time.perf_counter() - began
             began = time.perf_counter()
-            for batch in prepared.split(predictor.batch_size):
-                predictor.answer(batch)
+            for_each(predictor.answer, prepared.split(predictor.batch_size), prepared.device)
             own = time.perf_counter() - began
             parts = PartsFolder(root / f"out{turn}", {"model": {}, "data": {}, "settings": {}})
             began = time.perf_counter()
@@ -201,6 +202,7 @@ def main() -> None:
         stored["memory"] = measure_memory((FEW, asked.images))
     elif asked.what == "rate":
         torch.set_num_threads(asked.threads)
+        keep_freed_memory()
         stored["rates"] = {"rows": [measure_rate(*each, asked.rounds) for each in RATES], "setup": setup()}
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
     write_page(stored)

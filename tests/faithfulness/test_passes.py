@@ -1,6 +1,7 @@
 """Many passes side by side give what one image at a time gives, in order, and leave threads as they were."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from patchconvnet.faithfulness.metrics.deletion import deletion, insertion
 from patchconvnet.faithfulness.metrics.ends import Ends
 from patchconvnet.faithfulness.passes import answers, fused
 from patchconvnet.models.imagenet import packaged_weights
-from patchconvnet.models.passes import PIXELS_AT_ONCE, for_each, images_at_once
+from patchconvnet.models.passes import PIXELS_AT_ONCE, for_each, images_at_once, in_order
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,50 @@ def test_an_error_ends_the_work_and_leaves_threads_as_they_were(threads):
 
     with pytest.raises(UserError, match="the third"):
         for_each(work, range(50), CPU)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_results_come_in_order_while_few_items_are_taken(threads, side_by_side):
+    taken: list[int] = []
+    seen: set[int] = set()
+
+    def items() -> Iterator[int]:
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    def work(item: int) -> int:
+        time.sleep(0.001 * (item % 3))  # later ones may be ready first
+        seen.add(torch.get_num_threads())
+        assert not torch.is_grad_enabled()
+        return item**2
+
+    for at, result in enumerate(in_order(work, items(), CPU, side_by_side, 5)):
+        assert result == at**2
+        assert len(taken) <= at + 5, "no more than five wait"
+    assert len(taken) == 50
+    assert side_by_side == 1 or seen == {1}
+    assert torch.get_num_threads() == threads
+
+
+def test_who_stops_listening_stops_the_work(threads):
+    worked_on: list[int] = []
+
+    def work(item: int) -> int:
+        worked_on.append(item)
+        if item == 2:
+            raise UserError("the second")
+        return item
+
+    results = in_order(work, range(1000), CPU, 2, 8)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(UserError, match="the second"):
+        next(results)
+    stopped = in_order(work, range(3, 1000), CPU, 2, 8)
+    next(stopped)
+    stopped.close()
+    assert len(worked_on) < 40
     assert torch.get_num_threads() == threads
 
 

@@ -9,7 +9,6 @@ from patchconvnet.bulk.parts import PartsFolder
 from patchconvnet.bulk.predictor import Predictor
 from patchconvnet.bulk.work import Work, parts_of
 from patchconvnet.errors import UserError
-from patchconvnet.hardware import Threads
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,7 +23,6 @@ def predict_locally(
     part_size: int,
     *,
     readers: int,
-    threads: Threads | None = None,
     on_images: Callable[[int], None] | None = None,
     most_failed: int | None = None,
 ) -> None:
@@ -36,8 +34,7 @@ def predict_locally(
         folder: where the parts are written.
         part_size: images of a part.
         readers: threads that decode.
-        threads: is told how long batches take.
-        on_images: is called with the number of images done, after each batch.
+        on_images: is called with the number of images done, after each pass.
         most_failed: images that may get an error instead of an answer, those of earlier runs included; the part that
             exceeds it is not written.
 
@@ -48,7 +45,7 @@ def predict_locally(
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
         writing: deque[Future[None]] = deque()
         parts = parts_of(work, part_size, folder.done())
-        for number, count, table in predictor.tables(work, parts, readers=readers, threads=threads):
+        for number, count, table in predictor.tables(work, parts, readers=readers):
             if table is not None:
                 if most_failed is not None:
                     failed += _check_failed(table, failed, most_failed)

@@ -1,11 +1,10 @@
 """`Predictor`: a model, and what it says about the images of a part, as one table. Both engines run it.
 
-Images are decoded ahead in threads while the network answers for a batch. What cannot be read or answered has its error
-in the row of its own, and nobody else's.
+Images are decoded ahead in threads while the network answers for others, on a CPU a few at a time in one thread
+for each core. What cannot be read or answered has its error in the row of its own, and nobody else's.
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -24,9 +23,9 @@ from patchconvnet.errors import OF_ONE_IMAGE, UserError
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
 from patchconvnet.explanation.image_files import readers_on_one_core
 from patchconvnet.explanation.refining import batch_size_for
-from patchconvnet.hardware import Threads, find_device
+from patchconvnet.hardware import find_device
 from patchconvnet.models import AttentionClassifier, load
-from patchconvnet.models.passes import for_each, images_at_once
+from patchconvnet.models.passes import images_at_once, in_order
 from patchconvnet.models.weights import temperature_of
 
 if TYPE_CHECKING:
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
 Maps = Literal["none", "attention", "evidence"]
 EmbeddingType = Literal["float16", "float32"]
 LARGEST_TOP = 1000
-BATCHES_AHEAD = 2  # decoded, or being decoded, while the network answers for one
-# On a CPU: beyond, small images are not answered faster, and cores wait longer for the last one at the end of a batch.
-MOST_AT_ONCE = 16
-PASSES_OF_EACH = 2  # in a batch, at least, for each of a CPU's threads
+MOST_AT_ONCE = 16  # images in a pass on a CPU: beyond, small ones are not answered faster
+PASSES_AHEAD = 2  # for each that is computed, those whose images are read meanwhile
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Predictor:
         provenance: how the model came to be.
         preprocessing: from image to network input.
         fingerprint: of all that decides its answers.
-        batch_size: images that are answered at a time; on a CPU in several passes, side by side.
+        batch_size: images of one forward pass.
         map_shape: (h, w), or None.
         embedding_length: C, or None.
 
@@ -124,10 +121,10 @@ class Predictor:
             raise UserError(f"--top is {settings.top}; it must be from 1 to {LARGEST_TOP:,}")
         self.top = min(settings.top, len(self.class_names))
         one = torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size, device=self._device)
-        self.batch_size = self._at_once = batch_size_for(*self.preprocessing.size)
+        self.batch_size = batch_size_for(*self.preprocessing.size)
+        self._passes = 1
         if self._device.type == "cpu" and network.config.pooling != "exported":  # a file has threads of its own
-            self._at_once = images_at_once(one, MOST_AT_ONCE)
-            self.batch_size = max(self.batch_size, PASSES_OF_EACH * self._at_once * torch.get_num_threads())
+            self.batch_size, self._passes = images_at_once(one, MOST_AT_ONCE), torch.get_num_threads()
         tried = self.answer(one)
         self.map_shape = None if tried.maps is None else (tried.maps.shape[1], tried.maps.shape[2])
         self.embedding_length = None if tried.embeddings is None else tried.embeddings.shape[1]
@@ -148,9 +145,7 @@ class Predictor:
         }
 
     def answer(self, images: Tensor) -> Answers:
-        """What the network says.
-
-        On a CPU it is asked for a few images at a time on each core's thread: no core waits for another within a pass.
+        """What the network says in one forward pass.
 
         Args:
             images: (B, C, H, W) float32, preprocessed.
@@ -159,11 +154,6 @@ class Predictor:
             UserError: the model has no such maps or embeddings.
         """
         images = images.to(self._device)
-        parts = for_each(self._answer, images.split(self._at_once), self._device)
-        logits, maps, embeddings = zip(*parts, strict=True)
-        return Answers(torch.cat(logits), _joined(maps), _joined(embeddings))
-
-    def _answer(self, images: Tensor) -> Answers:
         network, wanted = self._network, self._settings
         if not (wanted.maps != "none" or wanted.embeddings):
             return Answers(network(images).float(), None, None)
@@ -200,42 +190,46 @@ class Predictor:
         return Answers(logits.float(), maps, embeddings)
 
     def tables(
-        self, work: Work, parts: Iterable[Part], *, readers: int = 1, threads: Threads | None = None
+        self, work: Work, parts: Iterable[Part], *, readers: int = 1
     ) -> "Iterator[tuple[int, int, pyarrow.Table | None]]":
-        """What the network says about the images of parts; holds one part's rows and three batches of images at a time.
+        """What the network says about the images of parts; holds one part's rows and some passes of images at a time.
 
         Args:
             work: reads the images.
             parts: in this order.
             readers: threads that decode.
-            threads: is told how long batches take.
 
         Yields:
             (number of the part, images done since the last time, the part's table when it is complete).
         """
+        most = max((1 + PASSES_AHEAD) * self._passes, -(-2 * readers // self.batch_size))
+        together = max(1, most * self.batch_size // (2 * readers))  # images of a task: one for each takes as long
         with readers_on_one_core(readers) as ahead:
-            waiting = _batches(parts, self.batch_size)
-            reading: deque[tuple[int, list[Item], list[Future[Tensor]], bool]] = deque()
+
+            def passes() -> Iterator[_Pass]:
+                for number, items, is_last in _batches(parts, self.batch_size):
+                    groups = [items[begin : begin + together] for begin in range(0, len(items), together)]
+                    yield _Pass(number, is_last, items, [ahead.submit(self._read, work, group) for group in groups])
+
+            def answered(one: _Pass) -> tuple[_Pass, _Rows]:
+                return one, self._rows(one.items, [each for task in one.reading for each in task.result()])
+
             rows: list[_Rows] = []
-            while True:
-                while len(reading) < 1 + BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
-                    number, items, is_last = batch
-                    reading.append((number, items, [ahead.submit(self._read, work, item) for item in items], is_last))
-                if not reading:
-                    return
-                number, items, tensors, is_last = reading.popleft()
-                read = [_result(each) for each in tensors]
-                if threads:
-                    threads.begin()
-                rows.append(self._rows(items, read))
-                if threads and len(items) == self.batch_size:
-                    threads.step()
-                yield number, len(items), self._table(rows) if is_last else None
-                if is_last:
+            for one, its_rows in in_order(answered, passes(), self._device, self._passes, most):
+                rows.append(its_rows)
+                yield one.part, len(one.items), self._table(rows) if one.is_last else None
+                if one.is_last:
                     rows = []
 
-    def _read(self, work: Work, item: Item) -> Tensor:
-        return self.preprocessing(work.read(item))
+    def _read(self, work: Work, items: list[Item]) -> "list[Tensor | Exception]":
+        """Network inputs, one after another, or why there is none."""
+        read: list[Tensor | Exception] = []
+        for item in items:
+            try:
+                read.append(self.preprocessing(work.read(item)))
+            except OF_ONE_IMAGE as error:
+                read.append(error)
+        return read
 
     def _rows(self, items: list[Item], read: "list[Tensor | Exception]") -> "_Rows":
         answered = self._answers([each for each in read if isinstance(each, Tensor)])
@@ -317,6 +311,15 @@ class Predictor:
         return pa.table(columns)
 
 
+class _Pass(NamedTuple):
+    """Images that are answered together: of which part, whether its last ones, and what reads them."""
+
+    part: int
+    is_last: bool
+    items: list[Item]
+    reading: "list[Future[list[Tensor | Exception]]]"
+
+
 class _Rows(NamedTuple):
     ids: list[str]
     labels: np.ndarray
@@ -329,11 +332,6 @@ class _Rows(NamedTuple):
     embeddings: np.ndarray | None
 
 
-def _joined(values: tuple[Tensor | None, ...]) -> Tensor | None:
-    there = [value for value in values if value is not None]
-    return torch.cat(there) if there else None
-
-
 def _attention_of(attention: Tensor, predicted: Tensor, class_wise: bool) -> Tensor:
     """As `Explanation.map_for`: the predicted class's own row where each class has one, else the mean of all."""
     return attention[torch.arange(len(predicted)), predicted] if class_wise else attention.mean(1)
@@ -343,13 +341,6 @@ def _batches(parts: Iterable[Part], size: int) -> Iterator[tuple[int, list[Item]
     for number, items in parts:
         for begin in range(0, len(items), size):
             yield number, items[begin : begin + size], begin + size >= len(items)
-
-
-def _result(reading: "Future[Tensor]") -> Tensor | Exception:
-    try:
-        return reading.result()
-    except OF_ONE_IMAGE as error:
-        return error
 
 
 def _why(error: Exception) -> str:

@@ -70,7 +70,7 @@ def predict(
             model, data and out by the same paths.
         part_size: images in a file; an interrupted run repeats at most as many, on Ray as many for each actor.
         device: cpu, cuda, mps or auto.
-        threads: threads on a CPU, or auto: as many as are fastest by a short measurement, unless OMP_NUM_THREADS says.
+        threads: threads on a CPU, each with passes of its own; auto is one for each core, unless OMP_NUM_THREADS says.
         readers: threads that decode images; auto is one for each core.
         actors: for ray, how many models answer at the same time; auto is one for each GPU, or for each CPU where there
             is none.
@@ -78,6 +78,8 @@ def predict(
     from rich.console import Console
 
     import_networks()
+    import torch
+
     from patchconvnet.bulk.local import predict_locally
     from patchconvnet.bulk.parts import PartsFolder, check_pyarrow
     from patchconvnet.bulk.predictor import ModelChoice, Predictor, Settings
@@ -86,7 +88,7 @@ def predict(
     from patchconvnet.data.readable import allowed
     from patchconvnet.explanation.drawing import usable_cores
     from patchconvnet.files import locked_folder
-    from patchconvnet.hardware import Threads
+    from patchconvnet.hardware import keep_freed_memory
     from patchconvnet.thread_count import check_threads
 
     check_pyarrow()
@@ -99,6 +101,9 @@ def predict(
         if engine == "ray":
             raise UserError("--max-bad is for --engine local: on a cluster parts are written before they are counted")
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if isinstance(threads, int):
+        torch.set_num_threads(threads)
+    keep_freed_memory()
     choice = ModelChoice(_place_of(model), None if weights is None else weights.absolute(), device)
     settings = Settings(top, maps, embeddings, embedding_dtype, size)
     predictor = Predictor(choice, settings)
@@ -120,7 +125,6 @@ def predict(
             else:
                 predict_locally(
                     predictor, work, folder, part_size, readers=usable_cores() if readers == "auto" else readers,
-                    threads=Threads(threads, choice.device if choice.device != "auto" else "cpu"),
                     on_images=progress.advance, most_failed=most_failed,
                 )  # fmt: skip
         seconds = time.perf_counter() - began

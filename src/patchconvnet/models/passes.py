@@ -1,8 +1,10 @@
 """Many forward passes without gradients: how many images at a time, and on how many threads."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -39,6 +41,39 @@ def for_each(work: Callable[[Item], Result], items: Sequence[Item], device: torc
 
     with _single_threaded_workers(threads) as pool:
         return [*pool.map(alone, items)]
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device, side_by_side: int, most_waiting: int
+) -> Iterator[Result]:
+    """`work` of every item, in order, without gradients, while the caller does something with earlier results.
+
+    Like `for_each`, without an end at which everybody waits.
+
+    Args:
+        work: of one item.
+        items: are taken one by one as results are.
+        device: that the work computes on.
+        side_by_side: how many are worked on at a time; on a CPU, if more than one, each on one thread.
+        most_waiting: items that have been taken and whose results have not.
+    """
+
+    def alone(item: Item) -> Result:
+        with torch.no_grad():
+            return work(item)
+
+    remaining, waiting = iter(items), deque[Future[Result]]()
+    several = device.type == "cpu" and side_by_side > 1
+    with _single_threaded_workers(side_by_side) if several else ThreadPoolExecutor(side_by_side) as pool:
+        try:
+            while True:
+                waiting.extend(pool.submit(alone, item) for item in islice(remaining, most_waiting - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()
 
 
 @contextmanager
