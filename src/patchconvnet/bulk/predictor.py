@@ -18,6 +18,7 @@ from torch import Tensor
 
 from patchconvnet.bulk.parts import lists
 from patchconvnet.bulk.work import Item, Part, Work
+from patchconvnet.data.images import pixels
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import OF_ONE_IMAGE, UserError
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
@@ -35,6 +36,7 @@ Maps = Literal["none", "attention", "evidence"]
 EmbeddingType = Literal["float16", "float32"]
 LARGEST_TOP = 1000
 MOST_AT_ONCE = 16  # images in a pass on a CPU: beyond, small ones are not answered faster
+SMALL = 64**2  # pixels of an image below which preparing takes as long whatever its size
 PASSES_AHEAD = 2  # for each that is computed, those whose images are read meanwhile
 
 
@@ -222,60 +224,76 @@ class Predictor:
                     rows = []
 
     def _read(self, work: Work, items: list[Item]) -> "list[Tensor | Exception]":
-        """Network inputs, one after another, or why there is none."""
-        read: list[Tensor | Exception] = []
-        for item in items:
+        """Network inputs, or why there is none; of small images together those of one size."""
+        read: dict[int, Tensor | Exception] = {}
+        together: dict[tuple[int, int], dict[int, Tensor]] = {}
+        for place, item in enumerate(items):
             try:
-                read.append(self.preprocessing(work.read(item)))
+                image = work.read(item)
+                if image.width * image.height > SMALL:
+                    read[place] = self.preprocessing(image)
+                else:
+                    together.setdefault(image.size, {})[place] = pixels(image, self.preprocessing.channels)
             except OF_ONE_IMAGE as error:
-                read.append(error)
-        return read
+                read[place] = error
+        for of_one_size in together.values():
+            try:
+                read.update(
+                    zip(of_one_size, self.preprocessing.batch(torch.stack([*of_one_size.values()])), strict=True)
+                )
+            except OF_ONE_IMAGE as error:
+                read.update(dict.fromkeys(of_one_size, error))
+        return [read[place] for place in range(len(items))]
 
     def _rows(self, items: list[Item], read: "list[Tensor | Exception]") -> "_Rows":
-        answered = self._answers([each for each in read if isinstance(each, Tensor)])
-        answers = [next(answered) if isinstance(each, Tensor) else each for each in read]
-        good = np.array([isinstance(each, Answers) for each in answers])
-        errors = [None if isinstance(each, Answers) else _why(each) for each in answers]
-        chosen = [each for each in answers if isinstance(each, Answers)]
-        count = len(self.class_names)
-        logits = torch.stack([each.logits for each in chosen]) if chosen else torch.zeros(0, count)
+        answers, failures = self._answers([each for each in read if isinstance(each, Tensor)])
+        failed = iter(failures)
+        errors = [next(failed) if isinstance(each, Tensor) else each for each in read]
+        good = np.array([error is None for error in errors])
+        logits = torch.cat([each.logits for each in answers]) if answers else torch.zeros(0, len(self.class_names))
         scaled = logits.cpu() / self.temperature
         probabilities, classes = scaled.softmax(1).topk(self.top)
         labels = np.array([item.label for item in items], np.int32)
         known = torch.from_numpy(labels[good].astype(np.int64))
         losses = F.cross_entropy(scaled, known, ignore_index=-1, reduction="none")
-        first = chosen[0] if chosen else Answers(logits, None, None)
 
-        def stacked(name: str, dtype: Any) -> np.ndarray | None:
-            if getattr(first, name) is None:
-                return None
-            return torch.stack([getattr(each, name).flatten() for each in chosen]).float().cpu().numpy().astype(dtype)
+        def joined(name: str, dtype: Any) -> np.ndarray | None:
+            present = [values.flatten(1) for each in answers if (values := getattr(each, name)) is not None]
+            return torch.cat(present).float().cpu().numpy().astype(dtype) if present else None
 
         return _Rows(
-            [item.id for item in items], labels, good, errors, classes.numpy(), probabilities.numpy(), losses.numpy(),
-            stacked("maps", np.float16), stacked("embeddings", self._settings.embedding_dtype),
-        )  # fmt: skip
+            ids=[item.id for item in items],
+            labels=labels,
+            good=good,
+            errors=[None if error is None else _why(error) for error in errors],
+            classes=classes.numpy(),
+            probabilities=probabilities.numpy(),
+            losses=losses.numpy(),
+            maps=joined("maps", np.float16),
+            embeddings=joined("embeddings", self._settings.embedding_dtype),
+        )
 
-    def _answers(self, tensors: list[Tensor]) -> "Iterator[Answers | Exception]":
-        """One by one; where a batch fails each image is asked alone, so that only the faulty ones are errors."""
+    def _answers(self, tensors: list[Tensor]) -> tuple[list[Answers], list[Exception | None]]:
+        """Of those that are answered; and of each what stood in the way, if anything.
+
+        Where a pass fails each image is asked alone, so that only the faulty ones are errors.
+        """
         if not tensors:
-            return
+            return [], []
         try:
-            logits, maps, embeddings = self.answer(torch.stack(tensors))
+            found = self.answer(torch.stack(tensors))
         except OF_ONE_IMAGE as error:
             if len(tensors) == 1:
-                yield error
-            else:
-                for tensor in tensors:
-                    yield from self._answers([tensor])
-            return
-        for i, finite in enumerate(logits.isfinite().all(1).tolist()):
-            if finite:
-                yield Answers(
-                    logits[i], None if maps is None else maps[i], None if embeddings is None else embeddings[i]
-                )
-            else:
-                yield UserError("the network's answer is no finite number")
+                return [], [error]
+            alone = [self._answers([tensor]) for tensor in tensors]
+            return [each for answers, _ in alone for each in answers], [each for _, errors in alone for each in errors]
+        finite = found.logits.isfinite().all(1)
+        if finite.all():
+            return [found], [None] * len(tensors)
+        logits, maps, embeddings = (None if values is None else values[finite] for values in found)
+        no_number = UserError("the network's answer is no finite number")
+        errors: list[Exception | None] = [None if fine else no_number for fine in finite.tolist()]
+        return [Answers(cast(Tensor, logits), maps, embeddings)], errors
 
     def _table(self, rows: "list[_Rows]") -> "pyarrow.Table":
         import pyarrow as pa
