@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can correct. Its message says what was given, what is allowed and what to do."""
 
 
+class NotOfOneImageError(UserError):
+    """What no image is to blame for: a server that does not answer, or a file of many images that has changed."""
+
+
 # what one image may be to blame for, among many: UserError is a ValueError
 OF_ONE_IMAGE = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
 

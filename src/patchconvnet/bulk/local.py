@@ -39,7 +39,7 @@ def predict_locally(
             exceeds it is not written.
 
     Raises:
-        UserError: the folder cannot be written, or more images failed than may.
+        UserError: the folder cannot be written, more images failed than may, or a server does not send its images.
     """
     _, failed = folder.progress() if most_failed is not None else (0, 0)
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:

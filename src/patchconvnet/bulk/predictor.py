@@ -20,7 +20,7 @@ from patchconvnet.bulk.parts import lists
 from patchconvnet.bulk.work import Item, Part, Work
 from patchconvnet.data.images import pixels
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.errors import OF_ONE_IMAGE, UserError
+from patchconvnet.errors import OF_ONE_IMAGE, NotOfOneImageError, UserError
 from patchconvnet.explanation.explainer import class_names_of, preprocessing_of
 from patchconvnet.explanation.image_files import readers_on_one_core
 from patchconvnet.explanation.refining import batch_size_for
@@ -203,6 +203,9 @@ class Predictor:
 
         Yields:
             (number of the part, images done since the last time, the part's table when it is complete).
+
+        Raises:
+            NotOfOneImageError: a server does not send its images.
         """
         most = max((1 + PASSES_AHEAD) * self._passes, -(-2 * readers // self.batch_size))
         together = max(1, most * self.batch_size // (2 * readers))  # images of a task: one for each takes as long
@@ -234,6 +237,8 @@ class Predictor:
                     read[place] = self.preprocessing(image)
                 else:
                     together.setdefault(image.size, {})[place] = pixels(image, self.preprocessing.channels)
+            except NotOfOneImageError:
+                raise
             except OF_ONE_IMAGE as error:
                 read[place] = error
         for of_one_size in together.values():

@@ -26,6 +26,7 @@ class Hub:
         down: as many requests as this get no answer but a broken connection.
         failing: as many requests as this are answered with the error 503.
         broken: as many files break off halfway.
+        large: after as many answers of 100 kB or more there is no further one.
         secret: the token that is asked for, if any.
         told: the tokens that the place of the files, which is not the hub itself, was told.
     """
@@ -34,6 +35,7 @@ class Hub:
         self.folder = folder
         self.asked: list[tuple[str, int]] = []
         self.down = self.failing = self.broken = 0
+        self.large = 10**9
         self.secret = ""
         self.told: list[str] = []
         hub = self
@@ -88,6 +90,11 @@ class Hub:
                 asked = self.headers.get("Range", "")
                 begin, _, end = asked.removeprefix("bytes=").partition("-")
                 part = content[int(begin or 0) : int(end) + 1 if end else None]
+                if len(part) >= 100_000:
+                    if not hub.large:
+                        self.close_connection = True
+                        return
+                    hub.large -= 1
                 headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
                 if asked:
                     headers["Content-Range"] = f"bytes {begin}-{int(begin) + len(part) - 1}/{len(content)}"

@@ -209,6 +209,32 @@ def test_predict_and_evaluate_say_the_same_and_read_each_row_group_once(
     assert "predictions of another data" in capsys.readouterr().err  # its rows are not known to be the same any more
 
 
+def test_a_hub_that_stays_away_ends_predict_and_the_same_command_goes_on(
+    hub: Hub, pets: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, pets)
+    asked = [
+        "predict",
+        "--model",
+        model,
+        "--data",
+        f"{NAME}&patience=0.3",
+        "--out",
+        tmp_path / "out",
+        "--part-size",
+        20,
+    ]
+    hub.large = 3
+    assert main(list(map(str, asked))) == 2
+    assert "cannot be fetched: nothing for 0.3 seconds" in capsys.readouterr().err
+    written = len(list((tmp_path / "out").glob("part-*.parquet")))
+    assert written <= 3  # no row has an error that no image is to blame for
+    hub.large = 10**9
+    assert main(list(map(str, asked))) == 0
+    table = pa.concat_tables(map(pq.read_table, (tmp_path / "out").glob("part-*.parquet")))
+    assert (len(table), table["error"].null_count) == (COUNT, COUNT)
+
+
 def test_shards_are_the_data_set_and_each_row_group_is_read_once(
     hub: Hub, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

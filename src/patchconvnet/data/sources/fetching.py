@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from patchconvnet.errors import UserError, first_line
+from patchconvnet.errors import NotOfOneImageError, UserError, first_line
 from patchconvnet.files import aside
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def read_part(
         headers: to ask with, such as who asks; not passed on to another server that the file is at.
 
     Raises:
-        UserError: the server does not have the file, sends no parts of files, or has not answered for so long.
+        NotOfOneImageError: the server does not have the file, sends no parts of files, or has not answered for so long.
     """
 
     def attempt() -> Part:
@@ -121,7 +121,7 @@ def read_part(
             answer.raise_for_status()
             found = re.fullmatch(rf"bytes {begin}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             if answer.status_code != 206 or not found:
-                raise UserError(f"the server of {url} sends whole files only; leave out keep=no.")
+                raise NotOfOneImageError(f"the server of {url} sends whole files only; leave out keep=no.")
             content = answer.read()
             return Part(content, int(found[1]), answer.headers.get("ETag", ""))
 
@@ -138,7 +138,7 @@ def persistently(attempt: Callable[[], T], url: str, patience: float, done: Call
         done: how much there is already.
 
     Raises:
-        UserError: the server does not have it, or has not answered for so long.
+        NotOfOneImageError: the server does not have it, or has not answered for so long.
     """
     import httpx
 
@@ -149,7 +149,7 @@ def persistently(attempt: Callable[[], T], url: str, patience: float, done: Call
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             if code < 500 and code not in (408, 429):
-                raise UserError(f"{url} cannot be fetched: {code} {error.response.reason_phrase}") from error
+                raise NotOfOneImageError(f"{url} cannot be fetched: {code} {error.response.reason_phrase}") from error
             why, fault = f"{code} {error.response.reason_phrase}", error
         except httpx.TransportError as error:
             why, fault = first_line(error) or type(error).__name__, error  # type: ignore[assignment]
@@ -160,7 +160,7 @@ def persistently(attempt: Callable[[], T], url: str, patience: float, done: Call
         vain += 1
         left = since + patience - time.monotonic()
         if left <= 0:
-            raise UserError(f"{url} cannot be fetched: nothing for {patience:g} seconds ({why})") from fault
+            raise NotOfOneImageError(f"{url} cannot be fetched: nothing for {patience:g} seconds ({why})") from fault
         if vain == WARN_AT and left > 1:
             warnings.warn(f"{url} does not come ({why}); asking again for {left:.0f} seconds", stacklevel=3)
         time.sleep(min(FIRST_WAIT * 2 ** (vain - 1), LONGEST_WAIT, left))

@@ -29,7 +29,7 @@ from patchconvnet.data.labelled_images import Blocks, content_digest
 from patchconvnet.data.readable import is_readable_content
 from patchconvnet.data.sources.column_chunks import Place, places_in, unpack
 from patchconvnet.data.sources.fetching import cache_folder, is_url, read_part
-from patchconvnet.errors import UserError, first_line
+from patchconvnet.errors import NotOfOneImageError, UserError, first_line
 from patchconvnet.files import write_text
 
 if TYPE_CHECKING:
@@ -306,8 +306,8 @@ def _size_and_version(path: str) -> tuple[int, str]:
     return about.st_size, str(about.st_mtime_ns)
 
 
-def _changed(place: str) -> UserError:
-    return UserError(f"{place} has changed since it was opened; start again.")
+def _changed(place: str) -> NotOfOneImageError:
+    return NotOfOneImageError(f"{place} has changed since it was opened; start again.")
 
 
 def _headers(url: str) -> Mapping[str, str]:

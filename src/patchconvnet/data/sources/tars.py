@@ -20,7 +20,7 @@ from patchconvnet.data.sources.losses import Losses
 from patchconvnet.data.sources.names import SourceName, missing_package
 from patchconvnet.data.sources.shard_index import INDEX_FILE, check_yes_or_no, parsed_index, read_index
 from patchconvnet.data.sources.tar_members import Member, local_members, remote_members
-from patchconvnet.errors import UserError
+from patchconvnet.errors import NotOfOneImageError, UserError
 
 AT_ONCE = 8  # files of a server that are read through
 
@@ -80,7 +80,7 @@ class RemoteTarStore:
             raise UserError(f"{self.place(row)} has no image")
         part = read_part(url, member.offset, member.size, self.patience)
         if part.total != total or len(part.content) < member.size:
-            raise UserError(f"{url} has changed since it was read through; start again.")
+            raise NotOfOneImageError(f"{url} has changed since it was read through; start again.")
         return part.content
 
     def size(self, row: int) -> int:
