@@ -74,7 +74,7 @@ FSDP = launch.Hardware("cpu", strategy="fsdp")
 HALF_SHARDED, HALF_WHOLE = "half sharded", "half whole"  # two epochs of "layer", with fsdp and with ddp
 FULL = "full disk"
 EVALUATED = (1, 2, 203, 300)  # images; not divided evenly, and with several processes also none for some of them
-BATCHES = [(8, 5, 4, 6), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
+BATCHES = [(8, 5, 4, 6), (4, 5, 1, 1), (2, 5, 1, 1)]  # of the batch norm test, (B, h, w, C)
 
 
 def files_recipe(folder: Path) -> Recipe:
@@ -93,14 +93,17 @@ def shards_recipe(folder: Path, kind: str = "wds") -> Recipe:
 
 
 def be_one_of_four(folder: Path) -> None:
-    """From memory, files and shards, and the rest of what two began with weights in pieces."""
+    """From memory, files and shards, batch norms, and the rest of what two began with weights in pieces."""
     _quieten()
     run(RECIPES["layer"], folder / "layer")
     run(files_recipe(folder), folder / "files")
     run(shards_recipe(folder), folder / "shards run")
+    if find_spec("litdata"):
+        run(shards_recipe(folder, "litdata"), folder / "chunks run")
     for begun in (HALF_SHARDED, HALF_WHOLE):
         run(RECIPES["layer"], folder / begun, hardware=FSDP, resume="yes")
     rank = dist.get_rank()
+    save_batch_norms(folder, rank, 4)
     counted = [evaluation_figures(count, rank, 4) for count in EVALUATED]
     (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
 
@@ -122,7 +125,7 @@ def be_one_of_two(folder: Path) -> None:
     dist.barrier()
     run(RECIPES["layer"], folder / "sharded", hardware=FSDP, resume="yes")
     rank = dist.get_rank()
-    torch.save([batch_norm_results(shape, rank, 2) for shape in BATCHES], folder / f"batch_norm_{rank}.pt")
+    save_batch_norms(folder, rank, 2)
     counted = [evaluation_figures(count, rank, 2) for count in EVALUATED]
     (folder / f"evaluation_{rank}.json").write_text(json.dumps(counted))
     refusals = []
@@ -162,6 +165,11 @@ def interrupted(recipe: Recipe, folder: Path, where: launch.Hardware) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(recipe, folder, hardware=where)
     TrainingProgress.epoch = show  # type: ignore[method-assign]
+
+
+def save_batch_norms(folder: Path, rank: int, world_size: int) -> None:
+    results = {shape: batch_norm_results(shape, rank, world_size) for shape in BATCHES if shape[0] >= world_size}
+    torch.save(results, folder / f"batch_norm_{rank}.pt")
 
 
 def batch_norm_results(shape: tuple[int, ...], rank: int, world_size: int) -> dict[str, Tensor]:
@@ -315,24 +323,27 @@ def test_four_processes_from_memory_files_and_shards(two: Path, four: Path, tmp_
     for several in (two, four):
         assert step_losses(several / "files") == pytest.approx(losses, abs=1e-5)
         assert step_losses(several / "shards run") == pytest.approx(losses, abs=1e-5)
-    if find_spec("litdata"):
-        assert step_losses(two / "chunks run") == pytest.approx(losses, abs=1e-5)
+        if find_spec("litdata"):
+            assert step_losses(several / "chunks run") == pytest.approx(losses, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path) -> None:
-    by_rank = [torch.load(two / f"batch_norm_{rank}.pt") for rank in range(2)]
-    for i, shape in enumerate(BATCHES):
-        one, (first, second) = batch_norm_results(shape, 0, 1), [results[i] for results in by_rank]
-        for name, expected in one.items():
-            if name.endswith(("output", "input gradient")):
-                found = torch.cat((first[name], second[name]))
-            elif name.endswith("gradient"):  # of parameters: ddp adds them up
-                found = first[name] + second[name]
-            else:
-                assert torch.equal(first[name], second[name])
-                found = first[name]
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+def test_batch_norm_equals_one_process_on_the_joint_batch(two: Path, four: Path) -> None:
+    for folder, count in ((two, 2), (four, 4)):
+        by_rank = [torch.load(folder / f"batch_norm_{rank}.pt") for rank in range(count)]
+        assert len(by_rank[0]) >= 2
+        for shape in by_rank[0]:
+            results = [of_rank[shape] for of_rank in by_rank]
+            for name, expected in batch_norm_results(shape, 0, 1).items():
+                values = [each[name] for each in results]
+                if name.endswith(("output", "input gradient")):
+                    found = torch.cat(values)
+                elif name.endswith("gradient"):  # of parameters: ddp adds them up
+                    found = torch.stack(values).sum(0)
+                else:
+                    assert all(torch.equal(each, values[0]) for each in values)
+                    found = values[0]
+                torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_batch_norm_that_is_not_known_is_refused() -> None:
