@@ -72,6 +72,9 @@ class RowGroupStore:
         column: with the bytes, such as "image.bytes".
         where: the data set, for messages.
         patience: seconds for which a server that does not answer is asked again.
+
+    Raises:
+        UserError: a file lacks the column.
     """
 
     files: list[GroupFile]
@@ -80,6 +83,11 @@ class RowGroupStore:
     patience: float
     _held: "_Held" = field(default_factory=lambda: _Held(), init=False, repr=False)
     _places: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)  # (rows, 5) of a row group
+
+    def __post_init__(self) -> None:
+        for file in self.files:
+            if self.column not in (file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)):
+                raise UserError(f"{file.place} has no column {self.column!r}, which others of {self.where} have.")
 
     def encoded(self, row: int) -> bytes:
         group = bisect.bisect_right(self._starts, row) - 1
@@ -127,27 +135,33 @@ class RowGroupStore:
         groups_of: list[list[int]] = [[] for _ in self.files]
         for group, (number, _) in enumerate(self._groups):
             groups_of[number].append(group)
-        found: dict[int, list[list[Any]]] = {}  # by file, of each of its row groups the digests and the places
+        digests: dict[int, list[str]] = {}  # by row group
+        unknown: list[int] = []
         for number, file in enumerate(self.files):
-            if (known := self._known(file, root)) is not None:
-                found[number] = known
-        unknown = [group for number, groups in enumerate(groups_of) if number not in found for group in groups]
+            known = self._known(file, root)
+            for group, found in zip(groups_of[number], known or (), strict=False):
+                digests[group] = self._learned(group, found)
+            unknown += groups_of[number] if known is None else []
         largest = max(map(self._bytes, unknown), default=1)
         with ThreadPoolExecutor(max(1, min(AT_ONCE, MOST_AT_ONCE // max(largest, 1)))) as pool:
             answers = pool.map(self._looked_through, unknown)
             shown = track(answers, "Checking images", len(unknown), disable=not show_progress, transient=True)
-            for group, answer in zip(unknown, shown, strict=True):
-                number = self._groups[group][0]
-                found.setdefault(number, []).append(answer)
+            of_file: list[list[Any]] = []
+            for group, found in zip(unknown, shown, strict=True):
+                number, _ = self._groups[group]
+                digests[group] = self._learned(group, found)
+                of_file.append(found)
                 if group == groups_of[number][-1]:
-                    self._keep(self.files[number], root, found[number])
-        for number, groups in enumerate(groups_of):
-            for group, (_, places) in zip(groups, found.get(number, ()), strict=True):
-                if places is not None:
-                    self._places[group] = np.array(places, np.int64).reshape(-1, len(Place._fields))
-        return [
-            digest for number in range(len(self.files)) for digests, _ in found.get(number, ()) for digest in digests
-        ]
+                    self._keep(self.files[number], root, of_file)
+                    of_file = []
+        return [digest for group in range(len(self._groups)) for digest in digests[group]]
+
+    def _learned(self, group: int, found: list[Any]) -> list[str]:
+        """The digests of a row group; its places are remembered."""
+        digests, places = found
+        if places is not None:
+            self._places[group] = np.array(places, np.int64).reshape(len(digests), len(Place._fields))
+        return list(digests)
 
     def _looked_through(self, group: int) -> list[Any]:
         """The digests of a row group's images, and their places in the file, or None."""
@@ -171,7 +185,9 @@ class RowGroupStore:
         kept = self._kept(file, root)
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # read it again
             about = json.loads(kept.read_text()) if kept else {}
-            if [about["bytes"], about["version"]] == [file.size, file.version]:
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            found = [len(digests) for digests, _ in about["groups"]]
+            if [about["bytes"], about["version"], found] == [file.size, file.version, counts]:
                 return list(about["groups"])
         return None
 
