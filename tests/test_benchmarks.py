@@ -67,6 +67,12 @@ def test_the_table_of_checkpoint_writing_is_the_stored_results() -> None:
 def test_the_table_of_plans_is_the_stored_results() -> None:
     stored = json.loads(plan.RESULTS.read_text())
     assert between("plan.md", plan.BEGIN, plan.END) == plan.table(stored)
+    kept = json.loads(plan.STORED.read_text())[stored["hardware"]]  # what `plan --hardware` takes
+    assert stored["rates"] in kept["rates"].values()
+    for row in stored["rows"]:
+        seconds = sum(plan.calculated(row["counts"], stored["rates"]).values())
+        assert row["calculated"] == pytest.approx(seconds)
+        assert row["off"]["median"] == pytest.approx(seconds / row["measured"]["median"] - 1)
 
 
 def test_the_table_of_the_record_is_the_stored_results() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 10**12
 LARGEST_PRICE = 1e6
+KINDS_SHOWN = 5
 
 
 def plan(
@@ -37,13 +38,15 @@ def plan(
       patchconvnet plan --model patchconvnet_s60 --images 1281167 --size 224 --hardware 8xh100 --price 3.5
       patchconvnet plan --recipe finetune --data folder:my_pictures
 
-    Two small steps are run here and every operation in them is counted. CPU rates are measured in a second; those of
-    GPUs are stated shares of the makers' peaks, and such plans are marked as unchecked.
+    Two small steps are run here and every operation in them is counted, with the bytes that it moves. CPU rates are
+    measured in some seconds, on operators alone; those of GPUs are stated shares of the makers' peaks, and such plans
+    are marked as unchecked.
 
     Args:
         model: a variant, a timm model, or whatever else train takes as --model; if not given, the recipe's.
         data: cifar10, cifar100, digits or folder:PATH, for the number of images and classes; or give --images.
-        hardware: such as cpu, 2xcpu (machines like this one), or 8xh100; known: cpu, h100, h200, a100, v100, l4, t4.
+        hardware: such as cpu, 2xcpu (machines like this one), or 8xh100; known: cpu, epyc (two cores, measured before),
+            h100, h200, a100, v100, l4, t4.
         recipe: a YAML file, or the name of a recipe that ships with the package.
         images: training images of an epoch, instead of --data.
         classes: of the network, where no --data says how many.
@@ -105,9 +108,10 @@ def plan(
             f"That is more than a device has ({result.rates.memory / 1e9:,.0f} GB): take a smaller batch, "
             "optimization.accumulate, or more devices"
         )
-    console.print(f"a step {result.step:,.3g} s: " + ", ".join(
-        f"{kind} {seconds / result.step:.0%}" for kind, seconds in sorted(result.seconds.items(), key=lambda p: -p[1])
-    ))  # fmt: skip
+    largest = sorted(result.seconds.items(), key=lambda part: -part[1])[:KINDS_SHOWN]
+    rest = 1 - sum(seconds for _, seconds in largest) / result.step
+    shares = [f"{kind} {seconds / result.step:.0%}" for kind, seconds in largest]
+    console.print(f"a step {result.step:,.3g} s: {', '.join(shares)}, others {rest:.0%}")
     console.print(f"an epoch of {images:,} images: {_duration(result.epoch)}, bound by {result.bound_by}")
     if result.cost is not None:
         console.print(
