@@ -513,7 +513,7 @@ def _exported() -> list[Case]:
 def _plans() -> list[Case]:
     plan = ["plan", "--model=patchconvnet_micro", "--images=100", "--size=32", "--classes=2", "--batch-size=4"]
     refused = [
-        (["--hardware=toaster"], "known: cpu, h100"),
+        (["--hardware=toaster"], "known: cpu, epyc, h100"),
         (["--hardware="], "unknown hardware"),
         (["--hardware=0xcpu"], "0 devices"),
         (["--hardware=3xcpu"], "cannot be divided over 3 devices"),
