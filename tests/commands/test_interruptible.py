@@ -25,5 +25,9 @@ def interrupted() -> None:
 
 
 def test_ctrl_c_is_not_lost_while_an_object_is_finalized() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
