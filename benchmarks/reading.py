@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from measuring import setup, spread
 from PIL import Image
-from plan import network, step_of
+from plan import elsewhere
 
 from patchconvnet.data.datasets import load
 from patchconvnet.data.labelled_images import StoredImages, in_batches
@@ -42,7 +42,7 @@ BEGIN, END = "<!-- reading: made by benchmarks/reading.py -->", "<!-- end of rea
 SIZE = (340, 256)  # of a file: width, height
 SIDE, CANVAS, BATCH = 224, 256, 32
 WORKERS = (0, 1, 2)
-NETWORKS = {"lite0": ("EfficientNet-Lite0", 16), "s60": ("PatchConvNet-S60", 4)}  # images of a step
+NETWORKS = {"lite0": ("EfficientNet-Lite0", 16), "s60": ("PatchConvNet-S60", 4)}  # images of a step, as in plan.py
 
 
 def write_folder(root: Path, count: int) -> Path:
@@ -155,9 +155,7 @@ def main() -> None:
     keep_freed_memory()
     steps = []
     for name, (title, batch) in NETWORKS.items():
-        step = step_of(network(name), SIDE, batch)
-        step()
-        rates = spread([batch / step() for _ in range(asked.rounds + 2)])
+        rates = spread([batch / seconds for seconds in elsewhere(name, asked.threads)])
         steps.append({"network": name, "title": title, "batch": batch, "rate": rates})
     stored = {
         "sources": {t: {w: spread(values) for w, values in by.items()} for t, by in found.items()},

@@ -74,6 +74,7 @@ def test_a_pasted_or_picked_image_is_named_too(opening: Opening, url: str, cat: 
 
 def test_samples_are_named(opening: Opening, url: str) -> None:
     tab = opening(url)
+    tab.page.wait_for_selector("#samples button")
     assert [one.inner_text() for one in tab.page.locator("#samples button").all()][:1] == ["boat"]
     tab.page.click("#samples button >> nth=0")
     tab.page.wait_for_selector("#answer:not([hidden])")
