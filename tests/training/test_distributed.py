@@ -235,8 +235,7 @@ def free_port() -> int:
 def done_by(count: int, folder: Path, begun: Sequence[Path] = ()) -> Path:
     """What processes, started as torchrun would, left in a folder that holds copies of the runs that were begun.
 
-    Once in some dozens of times one stands still where Python 3.11.7 starts a process that reads images
-    (docs/faults.md). Then they say where they stand, and are started a second time, with a warning.
+    Should they stand still they say where, and are started a second time, with a warning.
     """
     for attempt in (1, 2):
         shutil.rmtree(folder)

@@ -2,7 +2,11 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +24,10 @@ from patchconvnet.errors import UserError
 
 Indices = Tensor | Sequence[int] | slice
 MOST_WORKERS, LARGEST_BATCH = 1024, 1_000_000
+
+# python/cpython#112275: a lock of Python's that another thread holds at a fork is never free in the new process
+FORK_MAY_STAND_STILL = sys.version_info < (3, 11, 10)
+STARTS, SECONDS_TO_START = 3, 30.0  # of workers, where that may be; all have begun within some milliseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,17 +363,50 @@ def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise UserError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS}.")
+    forks = "multiprocessing_context" not in options and multiprocessing.get_start_method() == "fork"
+    started = _Started() if workers and forks and FORK_MAY_STAND_STILL else None
     loader = DataLoader(
         _Guarded(tensors),
         num_workers=workers,
         collate_fn=_collate,
         generator=torch.Generator(),  # or the loader would draw from, and so change, the global random state
+        worker_init_fn=started,
         **options,
     )
-    for batch in loader:
+    for batch in started.iterator_of(loader) if started else loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+class _Started:
+    """How many workers have begun. One that Python's fork left waiting for a lock never does: all are started again."""
+
+    def __init__(self) -> None:
+        self._count = multiprocessing.Value("i", 0)
+
+    def __call__(self, worker: int) -> None:
+        with self._count.get_lock():
+            self._count.value += 1
+
+    def iterator_of(self, loader: DataLoader[Any]) -> Any:
+        """Of a loader that calls this in its workers."""
+        for _ in range(STARTS):
+            self._count = multiprocessing.Value("i", 0)  # that of workers which were ended may be locked
+            batches: Any = iter(loader)
+            until = time.monotonic() + SECONDS_TO_START
+            while self._count.value < loader.num_workers and time.monotonic() < until:
+                time.sleep(0.002)
+            if self._count.value == loader.num_workers:
+                return batches
+            warnings.warn(
+                "processes that read images stood still as they started; they are started again", stacklevel=3
+            )
+            batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()
+                worker.join()
+        return iter(loader)
 
 
 class _Guarded(Dataset[Any]):
