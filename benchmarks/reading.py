@@ -34,7 +34,6 @@ from patchconvnet.data.datasets import load
 from patchconvnet.data.labelled_images import StoredImages, in_batches
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.sources.shards import write_shards
-from patchconvnet.hardware import keep_freed_memory
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS, PAGE = DOCS / "benchmarks" / "reading.json", DOCS / "data.md"
@@ -152,7 +151,6 @@ def main() -> None:
                     found[title][workers].append(rate(each, workers, turn))
         size = statistics.mean(file.stat().st_size for file in folder.rglob("*.jpg"))
     torch.set_num_threads(asked.threads)
-    keep_freed_memory()
     steps = []
     for name, (title, batch) in NETWORKS.items():
         rates = spread([batch / seconds for seconds in elsewhere(name, asked.threads)])

@@ -363,8 +363,9 @@ def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise UserError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS}.")
-    forks = "multiprocessing_context" not in options and multiprocessing.get_start_method() == "fork"
-    started = _Started() if workers and forks and FORK_MAY_STAND_STILL else None
+    started = None
+    if workers and FORK_MAY_STAND_STILL and "multiprocessing_context" not in options:
+        started = _Started() if multiprocessing.get_start_method() == "fork" else None
     loader = DataLoader(
         _Guarded(tensors),
         num_workers=workers,
@@ -381,9 +382,6 @@ def in_batches(tensors: Dataset[Any], workers: int, **options: Any) -> Iterator[
 
 class _Started:
     """How many workers have begun. One that Python's fork left waiting for a lock never does: all are started again."""
-
-    def __init__(self) -> None:
-        self._count = multiprocessing.Value("i", 0)
 
     def __call__(self, worker: int) -> None:
         with self._count.get_lock():
