@@ -82,10 +82,7 @@ def test_a_depthwise_convolution(kernel: int, stride: int, of_images: str, of_we
     assert forward[DEPTHWISE] == Amount(1, operations, moved)
     expected: dict[str, Amount] = {}
     for kind in (of_images, of_weights):
-        calls = (
-            1 if kind == DEPTHWISE_BACKWARD else 2 * 8
-        )  # channels of images where each is a group of a general kernel
-        expected[kind] = expected.get(kind, Amount()).combined(1, Amount(calls, operations, moved), 1)
+        expected[kind] = expected.get(kind, Amount()).combined(1, Amount(1, operations, moved), 1)
     assert {kind: amount for kind, amount in backward.items() if "depthwise" in kind} == expected
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import check_state
 from patchconvnet.training import sharding
+from patchconvnet.training.depthwise import faster_backward
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.launch import is_sharded
 from patchconvnet.training.optimization import build_optimizer, set_learning_rate
@@ -64,6 +66,11 @@ class Learner:
         if self.ema is not None:
             self.whole = self.ema.module
 
+    def _backward(self) -> AbstractContextManager[Any]:
+        if self.recipe.compile or self.fabric.device.type != "cpu":  # what is compiled has its operators already
+            return nullcontext()
+        return faster_backward(self.plain)
+
     def train_mode(self) -> None:
         """Training mode, but for the batch norms that keep their statistics."""
         self.model.train()
@@ -91,7 +98,8 @@ class Learner:
             with self.fabric.no_backward_sync(self.model, enabled=part < options.accumulate - 1):
                 logits = self.model(images)
                 share = self._loss(logits, targets) / options.accumulate
-                self.fabric.backward(share)
+                with self._backward():
+                    self.fabric.backward(share)
             loss += share.detach()
             correct += _correct(logits.detach(), labels)
         if options.clip_gradient is not None:

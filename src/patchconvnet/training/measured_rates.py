@@ -54,7 +54,8 @@ def measured_rates(dtype: torch.dtype, kinds: Iterable[str] = KINDS, *, seconds:
     """Measure this CPU, on as many threads as torch has.
 
     Args:
-        dtype: of products, convolutions and activations; norms of layers are computed in float32, as autocast does.
+        dtype: of products, convolutions and activations; norms of layers and some gradients of depthwise convolutions
+            are computed in float32, as in training.
         kinds: those that are needed.
         seconds: how long an operator is repeated at least; three times in any case.
     """
@@ -312,8 +313,8 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Operator]]] = {
     POINTWISE_BACKWARD: partial(_convolution, layers=_POINTWISE, parts="iw"),
     DEPTHWISE: partial(_convolution, layers=_SMALL + _LARGE[:3] + _STRIDED[:3], parts="f", depthwise=True),
     DEPTHWISE_BACKWARD: _depthwise_backward,
-    DEPTHWISE_STRIDED: partial(_convolution, layers=_STRIDED, parts="i", depthwise=True),
-    DEPTHWISE_LARGE: partial(_convolution, layers=_LARGE, parts="w", depthwise=True),
+    DEPTHWISE_STRIDED: lambda _: _convolution(torch.float32, _STRIDED, parts="i", depthwise=True),
+    DEPTHWISE_LARGE: lambda _: _convolution(torch.float32, _LARGE, parts="w", depthwise=True),
     ATTENTION: partial(_attention, backward=False),
     ATTENTION_BACKWARD: partial(_attention, backward=True),
     ELEMENTWISE: _elementwise,

@@ -13,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from patchconvnet.training.depthwise import is_depthwise, is_slow
+
 MATRIX = "matrix products"
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions", "convolutions, backward"
 POINTWISE, POINTWISE_BACKWARD = "1×1 convolutions", "1×1 convolutions, backward"
 DEPTHWISE, DEPTHWISE_BACKWARD = "depthwise convolutions", "depthwise convolutions, backward"
-# in bfloat16 oneDNN takes general kernels for these two, with each channel padded to 16: 25 to 200 times as slow
+# these two in float32 wherever a CPU computes them (depthwise.py)
 DEPTHWISE_STRIDED = "strided depthwise convolutions, gradient of the input"
 DEPTHWISE_LARGE = "depthwise convolutions above 3×3, gradient of the weights"
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention, backward"
@@ -53,7 +55,7 @@ class Amount:
     """Of one kind of operation.
 
     Attributes:
-        calls: operations started; of the two kinds that pad single channels, channels of images.
+        calls: operations started.
         operations: multiplications and additions of products and convolutions; of all others, values computed (of sums,
             values summed).
         bytes: of the tensors that are read and written, each once.
@@ -121,7 +123,7 @@ def _convolution(
     out: Tensor, images: Tensor, weight: Tensor, *, bias: Tensor | None, stride: list[int], groups: int
 ) -> tuple[str, Amount]:
     moved = _bytes(out) + _bytes(images) + _bytes(weight) + (0 if bias is None else _bytes(bias))
-    kind = DEPTHWISE if _is_depthwise(weight, groups) else POINTWISE if _is_pointwise(weight) else CONVOLUTION
+    kind = DEPTHWISE if is_depthwise(weight, groups) else POINTWISE if _is_pointwise(weight) else CONVOLUTION
     return kind, Amount(1, _operations(out, weight), moved)
 
 
@@ -129,20 +131,18 @@ def _convolution_backward(
     out: tuple[Tensor | None, ...], gradient: Tensor, images: Tensor, weight: Tensor, *, stride: list[int], groups: int
 ) -> list[tuple[str, Amount]]:
     of_images, of_weight, _ = out
-    operations, channels = _operations(gradient, weight), len(images) * weight.shape[0]
-    found = []
+    operations, found = _operations(gradient, weight), []
+    of_images_kind = of_weight_kind = POINTWISE_BACKWARD if _is_pointwise(weight) else CONVOLUTION_BACKWARD
+    if is_depthwise(weight, groups):
+        strided, large = is_slow(weight, stride, groups)
+        of_images_kind = DEPTHWISE_STRIDED if strided else DEPTHWISE_BACKWARD
+        of_weight_kind = DEPTHWISE_LARGE if large else DEPTHWISE_BACKWARD
     if of_images is not None:
-        kind, calls = _dense_backward(weight), 1
-        if _is_depthwise(weight, groups):
-            slow = max(stride) > 1
-            kind, calls = (DEPTHWISE_STRIDED, channels) if slow else (DEPTHWISE_BACKWARD, 1)
-        found.append((kind, Amount(calls, operations, _bytes(gradient) + _bytes(weight) + _bytes(of_images))))
+        moved = _bytes(gradient) + _bytes(weight) + _bytes(of_images)
+        found.append((of_images_kind, Amount(1, operations, moved)))
     if of_weight is not None:
-        kind, calls = _dense_backward(weight), 1
-        if _is_depthwise(weight, groups):
-            slow = max(weight.shape[2:]) > 3
-            kind, calls = (DEPTHWISE_LARGE, channels) if slow else (DEPTHWISE_BACKWARD, 1)
-        found.append((kind, Amount(calls, operations, _bytes(gradient) + _bytes(images) + _bytes(of_weight))))
+        moved = _bytes(gradient) + _bytes(images) + _bytes(of_weight)
+        found.append((of_weight_kind, Amount(1, operations, moved)))
     return found
 
 
@@ -151,16 +151,8 @@ def _operations(out: Tensor, weight: Tensor) -> int:
     return 2 * out.numel() * weight.shape[1:].numel()
 
 
-def _is_depthwise(weight: Tensor, groups: int) -> bool:
-    return groups > 1 and weight.shape[1] == 1
-
-
 def _is_pointwise(weight: Tensor) -> bool:
     return weight.shape[2:].numel() == 1
-
-
-def _dense_backward(weight: Tensor) -> str:
-    return POINTWISE_BACKWARD if _is_pointwise(weight) else CONVOLUTION_BACKWARD
 
 
 def _kind(name: str) -> str:

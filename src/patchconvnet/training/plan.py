@@ -8,6 +8,7 @@ of a CPU are measured on operators alone (measured_rates.py), those of GPUs are 
 
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from patchconvnet.errors import UserError
 from patchconvnet.hardware import fastest_dtype
 from patchconvnet.models import AttentionClassifier
+from patchconvnet.training.depthwise import faster_backward
 from patchconvnet.training.measured_rates import measured_rates
 from patchconvnet.training.operations import Counter, Counts, combined
 from patchconvnet.training.optimization import build_optimizer
@@ -65,13 +67,14 @@ class Counted:
     activations: float
 
 
-def count_step(model: AttentionClassifier, recipe: Recipe, dtype: torch.dtype) -> Counted:
+def count_step(model: AttentionClassifier, recipe: Recipe, dtype: torch.dtype, *, for_cpu: bool = True) -> Counted:
     """Run and count two steps of a few images, forward, backward and optimizer, on this CPU.
 
     Args:
         model: the network.
         recipe: the optimizer and the size of its input.
         dtype: of the forward pass.
+        for_cpu: whether gradients are computed as a CPU does it best.
     """
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe.optimization)
@@ -96,7 +99,8 @@ def count_step(model: AttentionClassifier, recipe: Recipe, dtype: torch.dtype) -
                 torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
             ):
                 loss = F.cross_entropy(model(batch).float(), labels)
-            loss.backward()
+            with faster_backward(model) if for_cpu else nullcontext():
+                loss.backward()
         passes.append(counter.counts)
         saved.append(sum(kept.values()))
     few, more = COUNTED
@@ -182,7 +186,7 @@ def plan(
             f"{hardware.count * recipe.optimization.accumulate}"
         )
     dtype = dtype or dtype_of(recipe, hardware)
-    counted = counted or count_step(model, recipe, dtype)
+    counted = counted or count_step(model, recipe, dtype, for_cpu=hardware.kind not in GPUS)
     rates = rates or rates_of(hardware, dtype, counted)
     on_each = recipe.batch_size // hardware.count
     counts = combined(on_each, counted.image, 1, counted.step)
