@@ -15,6 +15,8 @@ from patchconvnet.models.pooling import AdditivePooling
 
 CHANGES = {
     "attention": "additive attention over the last map's places instead of their maximum",
+    "channel_attention": "for every channel a softmax over the places of its own values, 4 times as sharp at first and "
+    "learned, instead of their maximum",
     "map8": "the last map has 8 × 8 places, not 3 × 3 (no pool in the third group, pools round up); 192 wide, not 256",
     "norm_order": "as in our blocks: the second convolution's answer is added to what went into its norm and GELU "
     "(pre-activation), default initialisation there; no GELU before the pooling",
@@ -24,6 +26,7 @@ WIDTHS, WIDTHS_MAP8 = (64, 256, 256), (64, 192, 192)  # of the groups; the secon
 WHITENING_SIDE = 2  # pixels
 WHITENING_FLOOR = 5e-4
 LOGIT_SCALE = 1 / 9
+SHARPNESS = 4.0  # of channel_attention, at first
 BATCH_NORM = {"momentum": 0.4, "eps": 1e-12}
 
 
@@ -46,15 +49,18 @@ class RecordNetwork(nn.Module):
             Group(widths[1], widths[2], pool=not large_map, residual=residual, last_act=not residual),
         )
         self.attention = AdditivePooling(widths[2], norm="none") if "attention" in changes else None
+        self.channel_attention = ChannelAttention(widths[2]) if "channel_attention" in changes else None
         self.classifier = nn.Linear(widths[2], num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.whitening(images.contiguous(memory_format=torch.channels_last)))  # (B, 24, 31, 31)
         x = self.groups(x)
-        if self.attention is None:
-            pooled = F.max_pool2d(x, x.shape[-2:]).flatten(1)
-        else:
+        if self.attention is not None:
             pooled = self.attention(x.permute(0, 2, 3, 1)).vector
+        elif self.channel_attention is not None:
+            pooled = self.channel_attention(x)
+        else:
+            pooled = F.max_pool2d(x, x.shape[-2:]).flatten(1)
         return self.classifier(pooled) * LOGIT_SCALE
 
     @torch.no_grad()
@@ -114,6 +120,21 @@ class Group(nn.Module):
         first = self.pool(self.conv1(x))
         second = self.conv2(F.gelu(self.norm1(first)))
         return self.last_act(self.norm2(first + second if self.residual else second))
+
+
+class ChannelAttention(nn.Module):
+    """Every channel is a query of its own: (B, C, H, W) → (B, C), its mean by softmax(sharpness · its values).
+
+    Between the mean (sharpness 0) and the maximum (without bounds), and as a sum over places as exact as they are.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.full((channels,), SHARPNESS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.flatten(2).float()
+        return (values * (values * self.sharpness[:, None]).softmax(-1)).sum(-1)
 
 
 class SixViews(nn.Module):

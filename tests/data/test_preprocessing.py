@@ -216,3 +216,13 @@ def test_grey_networks_take_colour_images_and_colour_networks_grey_ones() -> Non
     assert torch.equal(one_channel(grey), one_channel(colour))
     assert torch.equal(Preprocessing((16, 16))(grey), one_channel(grey).expand(3, -1, -1))
     assert pixels(grey[..., None], 3).shape == (3, 16, 16)
+
+
+def test_what_is_only_cut_or_framed_keeps_its_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (36, 41, 3), np.uint8)
+    cut = Preprocessing((32, 32), "crop", crop_ratio=32 / 36, mean=(0, 0, 0), std=(1, 1, 1))(image)
+    assert np.array_equal(cut.numpy(), image[2:34, 4:36].transpose(2, 0, 1) / np.float32(255))
+    assert cut.is_contiguous()
+    one_row_short = Preprocessing((37, 41), "letterbox", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))(image)
+    assert np.array_equal(one_row_short[:, :36].numpy(), image.transpose(2, 0, 1) / np.float32(255) - np.float32(0.5))
+    assert not one_row_short[:, 36].any()

@@ -133,8 +133,15 @@ class Preprocessing:
                 f"shape (batch, {self.channels}, height, width)."
             )
         geometry = self.checked_geometry(*images.shape[-2:])
+        (height, width), (top, left) = self.size, geometry.offset
+        covers = images.shape[-2] >= height and images.shape[-1] >= width
+        is_cut_only = geometry.resized == geometry.image and covers
+        if is_cut_only:  # before anything is computed of what is cut off
+            images = images[:, :, top : top + height, left : left + width]
         # One memory layout for all, since torch resizes other layouts with other kernels, which round otherwise.
-        values = images.contiguous().to(torch.float32).div_(255)
+        values = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        if is_cut_only:
+            return values
         if geometry.resized != geometry.image:
             mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation
             values = torch.nn.functional.interpolate(values, geometry.resized, mode=mode, antialias=self.antialias)
