@@ -43,7 +43,7 @@ def evaluate(
     size: int | tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     mirror: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 2,
     device: str | None = None,
     root: str | os.PathLike[str] | None = None,
@@ -64,7 +64,7 @@ def evaluate(
         size: another network input, (height, width) or one number for a square.
         preprocessing: from image to network input; by default the model's own.
         mirror: whether the mean logits of each image and its mirror image count; say so where you report it.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; 256 if not given, on a CPU fewer large ones.
         workers: processes that read image files.
         device: cpu, cuda, mps or auto; by default where the model is, and the best there is for one given by name.
         show_progress: whether to draw a progress bar; by default in a terminal.

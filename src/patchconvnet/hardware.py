@@ -93,6 +93,13 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what is freed and kept, where blocks of other sizes are needed from now on."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 class Threads:
     """How many threads torch computes with on a CPU: a number, or the fastest by a short measurement ("auto").
 

@@ -25,7 +25,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from patchconvnet.data.labelled_images import ImageFiles, Images
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
-from patchconvnet.training.evaluation import Evaluation, evaluate
+from patchconvnet.training.evaluation import Evaluation, evaluate, images_of_a_batch
 from patchconvnet.training.evaluation_files import save_evaluation
 
 COUNT, CLASSES = 203, 7
@@ -128,6 +128,18 @@ def test_the_batch_size_does_not_matter(batch_size: int, result: Evaluation, log
     other = evaluate(Lookup(logits), numbered_images(labels), PIXEL, batch_size=batch_size, on_batch=counted.append)
     assert other.to_dict() == pytest.approx(result.to_dict(), rel=1e-5)
     assert torch.equal(other.confusion, result.confusion)
+    assert sum(counted) == COUNT
+
+
+def test_large_images_are_classified_a_few_at_a_time_on_a_cpu(labels: Tensor) -> None:
+    assert images_of_a_batch((32, 32), "cpu") == images_of_a_batch((64, 64), "cpu") == 256
+    assert images_of_a_batch((224, 224), "cpu") == 20
+    assert images_of_a_batch((5000, 5000), "cpu") == 1
+    assert images_of_a_batch((224, 224), "cuda") == 256
+    counted: list[int] = []
+    flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    evaluate(flat, numbered_images(labels), Preprocessing(size=(256, 512)), on_batch=counted.append)
+    assert max(counted) == 8
     assert sum(counted) == COUNT
 
 

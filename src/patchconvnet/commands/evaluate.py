@@ -16,7 +16,7 @@ MOST_CLASSES_SHOWN = 40
 def evaluate(
     subject: ModelAndData,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 2,
     mirror: bool = False,
     out: Path | None = None,
@@ -32,7 +32,7 @@ def evaluate(
 
     Args:
         subject: which model, on which images.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; 256 if not given, on a CPU fewer large ones.
         workers: processes that read image files.
         mirror: use the mean logits of each image and its mirror image; say so where you report the result.
         out: folder for evaluation.json, tables, predictions and confusion matrix; evaluations/MODEL-DATA-SPLIT if not

@@ -18,6 +18,10 @@ from patchconvnet.errors import UserError
 from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of
 
+MOST_IN_BATCH = 256
+PIXELS_ON_CPU = (
+    2**20
+)  # of a batch: 20 images of 224 × 224; with 256, each layer of a network in float32 takes a gigabyte
 CALIBRATION_BINS = 15
 FIRST = 5  # likeliest classes that top-5 counts
 FEWEST_FOR_TOP5 = 6  # classes: of five, all are among the first five
@@ -97,12 +101,19 @@ class Evaluation:
         )
 
 
+def images_of_a_batch(size: tuple[int, int], device: torch.device | str) -> int:
+    """How many images (h, w) are classified at a time: 256, on a CPU fewer large ones, whose layers take gigabytes."""
+    if torch.device(device).type != "cpu":
+        return MOST_IN_BATCH
+    return max(1, min(MOST_IN_BATCH, PIXELS_ON_CPU // (size[0] * size[1])))
+
+
 def evaluate(
     model: nn.Module,
     split: Split,
     preprocessing: Preprocessing,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     mirror: bool = False,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -117,6 +128,7 @@ def evaluate(
     Args:
         model: images (B, C, h, w) → logits (B, K); in evaluation mode while this runs. Its `metadata.temperature`
             divides the logits for loss and calibration error; 1 where it has none.
+        batch_size: images in one forward pass; if not given, as `images_of_a_batch` says.
         mirror: whether each image is seen twice, as it is and mirrored left to right, and the mean of both logits
             counts (test-time augmentation; to be reported separately).
         rank, world_size: with several processes, each takes its own images and all get the same result.
@@ -128,6 +140,8 @@ def evaluate(
     Raises:
         UserError: the split is empty, the model has another number of classes than the split, or a count is too small.
     """
+    if batch_size is None:
+        batch_size = images_of_a_batch(preprocessing.size, device)
     if not 1 <= batch_size <= LARGEST_BATCH or not 0 <= workers <= MOST_WORKERS:
         raise UserError(
             f"batch_size is {batch_size} and workers {workers}; give 1 to {LARGEST_BATCH:,} images, and 0 to "

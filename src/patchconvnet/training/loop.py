@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
-from patchconvnet.hardware import Threads
+from patchconvnet.hardware import Threads, give_back_freed_memory
 from patchconvnet.thread_count import ThreadCount
 from patchconvnet.training.announcement import announcement, results
 from patchconvnet.training.checkpoint_interval import CheckpointClock, CheckpointInterval
@@ -109,6 +109,7 @@ class _Loop:
             self.threads = Threads(threads, run.fabric.device, progress.say, known=resumed.threads)
             while not run.is_finished:
                 self._run_epoch(progress)
+            give_back_freed_memory()
             with agreed(run.fabric), run.folder.writing():
                 if run.first:
                     run.monitor.draw_evolution(run.learner.whole)

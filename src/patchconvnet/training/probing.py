@@ -24,7 +24,7 @@ from patchconvnet.data.labelled_images import reading_order
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.files import write_atomic
-from patchconvnet.hardware import device_name, fastest_dtype
+from patchconvnet.hardware import device_name, fastest_dtype, give_back_freed_memory
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import shipped_models
 from patchconvnet.progress_bar import progress_bar
@@ -124,6 +124,8 @@ def fit_head(model: AttentionClassifier, recipe: Recipe, data: DataSplits, devic
     with progress_bar() as bar:
         features = _features(model, recipe, data, device, bar)
         install(model.cpu(), _fit(model, features, recipe, lambda share: None))
+    del features
+    give_back_freed_memory()
     for parameter, grad in zip(model.parameters(), grads, strict=True):
         parameter.requires_grad_(grad)
     model.train()

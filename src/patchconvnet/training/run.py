@@ -13,7 +13,7 @@ from patchconvnet.files import write_text
 from patchconvnet.hardware import device_name
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.training.epoch_batches import EpochBatches
-from patchconvnet.training.evaluation import Evaluation, evaluate
+from patchconvnet.training.evaluation import Evaluation, evaluate, images_of_a_batch
 from patchconvnet.training.kept_model import KeptModel, metadata
 from patchconvnet.training.launch import agreed
 from patchconvnet.training.learner import Learner
@@ -153,7 +153,7 @@ class Run:
     @property
     def evaluation_batch(self) -> int:
         """Images in a batch where no gradients are needed."""
-        return max(self.batches.batch_size, 256)
+        return max(self.batches.batch_size, images_of_a_batch(self.recipe.preprocessing.size, self.fabric.device))
 
     def start_clock(self) -> None:
         """`count_seconds` counts from now on."""
