@@ -73,7 +73,7 @@ def main() -> None:
                 out = a.out / f"audit-{data}-{name.replace(', ', ' ').replace(' ', '_')}-{seed}"
                 report = audit(str(run / "best"), images, annotated, methods, measures, out, a.limit)
                 found.setdefault(name, []).append(report)
-        results[data] = found
+        results[data] = {**results.get(data, {}), **found}  # what is not there any more keeps its figures
         RESULTS.write_text(json.dumps({**results, "setup": setup()}, indent=1) + "\n")
     for data in pretrained.DATA:
         for name, reports in results.get(data, {}).items():
