@@ -1,6 +1,6 @@
 """What float32 for two gradients of depthwise convolutions brings a training step in bfloat16 on this CPU.
 
-    python benchmarks/depthwise.py [--networks tf_efficientnet_lite0 …] [--threads 2] [--rounds 7]
+    python benchmarks/depthwise.py [--networks imagenet …] [--threads 2] [--rounds 7]
 
 Each network's whole step (forward, loss, backward, optimizer) in turn with all gradients in bfloat16 and as `train`
 computes them, in one process. And how far the gradients of its weights are from those of a step in float32 throughout,
