@@ -1,9 +1,10 @@
 """Photographs a second of `patchconvnet explain FOLDER`, beside what the network alone does.
 
-    python benchmarks/folder.py PHOTOS [--limit 200] [--model imagenet] [--threads 2] [--out FILE.json]
+    python benchmarks/folder.py PHOTOS [--limit 200] [--model imagenet] [--view own] [--threads 2] [--out FILE.json]
 
 The network's own rate: the same fused network in the same number format, on as many threads, batches of the same size
-of prepared inputs, nothing but logits; measured before and after each command. The command's: from the first image that
+of prepared inputs, nothing but logits, and as many inputs as photographs have crops; measured before and after each
+command. The command's: from the first image that
 it says is done to its end, the images of one batch not counted, since they were in work before; so loading is left out.
 Beside that, the processor milliseconds of each step in one process on one thread, the least of five batches, which what
 else the machine does changes less.
@@ -28,6 +29,7 @@ from measuring import setup
 
 from patchconvnet import load
 from patchconvnet.data.images import read_image
+from patchconvnet.explanation.crops import VIEWS, View, crops_of
 from patchconvnet.explanation.explainer import Question, answer, open_image, preprocessing_of
 from patchconvnet.explanation.refining import batch_size_for
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--limit", type=int, default=200, help=f"photographs; figures are drawn for {FEW} of them")
     parser.add_argument("--model", default="imagenet")
+    parser.add_argument("--view", choices=VIEWS, default="own", help="the centre of each photograph, or all of it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network in both")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
@@ -58,16 +61,20 @@ def main() -> None:
     preprocessing = preprocessing_of(network)
     batch = torch.stack([preprocessing(read_image(path)) for path in paths[: batch_size_for(*preprocessing.size)]])
 
+    sizes = [(image.height, image.width) for image in map(read_image, paths)]
+    crops = statistics.mean(len(crops_of(preprocessing, *size, a.view)) for size in sizes)
+
     def alone() -> float:
         with torch.inference_mode():
             network(batch)
             started = time.perf_counter()
             for _ in range(4):
                 network(batch)
-        return (time.perf_counter() - started) / (4 * len(batch))
+        return crops * (time.perf_counter() - started) / (4 * len(batch))
 
     def command(options: list[str], images: list[Path]) -> float:
         words = [sys.executable, "-m", "patchconvnet", "explain", *map(str, images), "--model", a.model, *options]
+        words += ["--view", a.view]
         with tempfile.TemporaryDirectory() as out:
             words += ["--threads", str(a.threads), "--out", out]
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -79,7 +86,7 @@ def main() -> None:
         assert not running.returncode
         return taken / (len(images) - len(batch))
 
-    steps = processor_milliseconds(network, paths[: len(batch)], batch)
+    steps = processor_milliseconds(network, paths[: len(batch)], batch, a.view)
     print("| step | processor ms an image |\n|---|---|")
     for name, each in steps.items():
         print(f"| {name} | {each:.1f} |")
@@ -96,15 +103,15 @@ def main() -> None:
         rows[name] = {"seconds an image": seconds, "seconds of the network alone": own, "images": len(chosen)}
         print(f"| {name} | {1 / theirs:.1f} | {1 / mine:.1f} | {theirs / mine:.2f} |", flush=True)
     if a.out:
-        facts = {"batch": len(batch), "threads": a.threads, "model": a.model}
+        facts = {"batch": len(batch), "threads": a.threads, "model": a.model, "view": a.view, "crops": crops}
         result = {"rows": rows, "processor milliseconds": steps, **facts, "setup": setup()}
         a.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
 
 
-def processor_milliseconds(network: Any, paths: list[Path], batch: torch.Tensor) -> dict[str, float]:
+def processor_milliseconds(network: Any, paths: list[Path], batch: torch.Tensor, view: View) -> dict[str, float]:
     """Of each step, an image."""
     torch.set_num_threads(1)
-    question = Question.of(network)
+    question = Question.of(network, view=view)
     opened = [open_image(path, question, None, None) for path in paths]
     said = [replace(one, forward_pass=None) for one in answer(network, opened, question)]
     with tempfile.TemporaryDirectory() as out:

@@ -44,7 +44,8 @@ LABEL_SMOOTHING = 0.2
 WHITENING_BIAS_EPOCHS = 3
 START, PEAK, END = 0.2, 0.23, 0.07  # share of the rate at first, place of the whole rate in the training, share at last
 LOOKAHEAD_EVERY, LOOKAHEAD_DECAY = 5, 0.95**5
-MUON = {"lr": 0.02, "momentum": 0.6, "weight_decay": 0.5}  # of cifar10_10min
+MUON = {"lr": 0.02, "momentum": 0.6, "weight_decay": 0.5}  # of cifar10_10min, as this
+ADAMW_RATE = 0.01
 WHITENED_BY = 5_000  # images
 HELD_OUT = 5_000
 CHECKPOINT_EVERY = 16  # steps
@@ -124,7 +125,9 @@ def train(
             optimizer.step()
         losses.append(loss.item() / len(labels))
         done = step + 1
-        if done == total:
+        if "no_lookahead" in changes:
+            pass
+        elif done == total:
             lookahead.update(network, 1.0)
         elif done % LOOKAHEAD_EVERY == 0:
             lookahead.update(network, LOOKAHEAD_DECAY * (done / total) ** 3)
@@ -171,18 +174,32 @@ def _generator(seed: int, of: int) -> Generator:
 
 
 def build_optimizers(network: RecordNetwork, changes: Sequence[str]) -> list[torch.optim.Optimizer]:
-    """SGD with Nesterov's momentum, in which rate and decay do not depend on the momentum; with "muon" Muon besides."""
+    """SGD with Nesterov's momentum, in which rate and decay do not depend on the momentum; with "muon" Muon
+    for the convolutions, with "adamw" AdamW instead of SGD.
+    """
     scale = 1024 * (1 + 1 / (1 - MOMENTUM))
     rate, decay = RATE / scale, WEIGHT_DECAY * BATCH / scale
     learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
     by_muon = [name for name, p in learned.items() if "muon" in changes and p.ndim == 4]
-    norms = [name for name in learned if ".norm" in name]
-    others = [name for name in learned if name not in norms and name not in by_muon]
-    groups = [
-        {"params": [learned[name] for name in names], "initial_lr": its, "lr": its, "weight_decay": decay / its}
-        for names, its in ((norms, NORM_BIAS_RATE * rate), (others, rate))
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)]
+    others = [name for name in learned if name not in by_muon]
+    optimizers: list[torch.optim.Optimizer] = []
+    if "adamw" in changes:
+        groups = [
+            {"params": [learned[name] for name in names], "initial_lr": ADAMW_RATE, "weight_decay": decayed}
+            for names, decayed in (
+                ([name for name in others if learned[name].ndim > 1], MUON["weight_decay"]),
+                ([name for name in others if learned[name].ndim == 1], 0.0),
+            )
+        ]
+        optimizers.append(torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95)))
+    else:
+        norms = [name for name in others if ".norm" in name and "norm_scale" not in changes]
+        groups = [
+            {"params": [learned[name] for name in names], "initial_lr": its, "lr": its, "weight_decay": decay / its}
+            for names, its in ((norms, NORM_BIAS_RATE * rate), ([n for n in others if n not in norms], rate))
+            if names
+        ]
+        optimizers.append(torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True))
     if by_muon:
         group = {"params": [learned[name] for name in by_muon], "initial_lr": MUON["lr"]}
         optimizers.append(create_optimizer_v2([group], opt="muon", **MUON))

@@ -20,7 +20,11 @@ CHANGES = {
     "map8": "the last map has 8 × 8 places, not 3 × 3 (no pool in the third group, pools round up); 192 wide, not 256",
     "norm_order": "as in our blocks: the second convolution's answer is added to what went into its norm and GELU "
     "(pre-activation), default initialisation there; no GELU before the pooling",
+    "default_init": "PyTorch's initialisation of the convolutions, not Dirac's",
+    "norm_scale": "batch norms as ours: a learned scale, the bias at the others' rate, statistics' momentum 0.1",
     "muon": "Muon for the 3×3 convolutions, with the rates and the momentum of cifar10_10min",
+    "adamw": "AdamW with the rates of cifar10_10min for what Muon does not take",
+    "no_lookahead": "no Lookahead",
 }
 WIDTHS, WIDTHS_MAP8 = (64, 256, 256), (64, 192, 192)  # of the groups; the second does as many operations at 8 × 8
 WHITENING_SIDE = 2  # pixels
@@ -34,7 +38,7 @@ class RecordNetwork(nn.Module):
     """Whitening convolution, three groups of two 3×3 convolutions, pooling, linear: (B, 3, 32, 32) → logits (B, K).
 
     Args:
-        changes: names in `CHANGES`; none for the record's network. "muon" is not the network's.
+        changes: names in `CHANGES`; none for the record's network. Those after "norm_scale" are not the network's.
     """
 
     def __init__(self, changes: Sequence[str] = (), num_classes: int = 10):
@@ -42,11 +46,14 @@ class RecordNetwork(nn.Module):
         filters = 2 * 3 * WHITENING_SIDE**2
         large_map, residual = "map8" in changes, "norm_order" in changes
         widths = WIDTHS_MAP8 if large_map else WIDTHS
+        common: dict[str, bool] = {
+            "residual": residual, "dirac": "default_init" not in changes, "norm_scale": "norm_scale" in changes
+        }  # fmt: skip
         self.whitening = nn.Conv2d(3, filters, WHITENING_SIDE)
         self.groups = nn.Sequential(
-            Group(filters, widths[0], round_up=large_map, residual=residual),
-            Group(widths[0], widths[1], round_up=large_map, residual=residual),
-            Group(widths[1], widths[2], pool=not large_map, residual=residual, last_act=not residual),
+            Group(filters, widths[0], round_up=large_map, **common),
+            Group(widths[0], widths[1], round_up=large_map, **common),
+            Group(widths[1], widths[2], pool=not large_map, last_act=not residual, **common),
         )
         self.attention = AdditivePooling(widths[2], norm="none") if "attention" in changes else None
         self.channel_attention = ChannelAttention(widths[2]) if "channel_attention" in changes else None
@@ -91,6 +98,8 @@ class Group(nn.Module):
         round_up: whether the pool keeps a last odd row and column.
         residual: whether the second convolution's answer is added to the first one's.
         last_act: whether there is the last GELU.
+        dirac: whether the convolutions begin as the identity, as far as their channels reach.
+        norm_scale: whether the norms are PyTorch's own, with a scale that is learned.
     """
 
     def __init__(
@@ -102,18 +111,19 @@ class Group(nn.Module):
         round_up: bool = False,
         residual: bool = False,
         last_act: bool = True,
+        dirac: bool = True,
+        norm_scale: bool = False,
     ):
         super().__init__()
         self.residual = residual
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.pool = nn.MaxPool2d(2, ceil_mode=round_up) if pool else nn.Identity()
-        self.norm1 = nn.BatchNorm2d(channels, **BATCH_NORM)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(channels, **({} if norm_scale else BATCH_NORM)) for _ in range(2))
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels, **BATCH_NORM)
         self.last_act = nn.GELU() if last_act else nn.Identity()
         for norm in (self.norm1, self.norm2):
-            norm.weight.requires_grad_(False)  # stays 1
-        for conv in (self.conv1,) if residual else (self.conv1, self.conv2):
+            norm.weight.requires_grad_(norm_scale)  # else it stays 1
+        for conv in () if not dirac else (self.conv1,) if residual else (self.conv1, self.conv2):
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:

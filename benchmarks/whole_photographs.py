@@ -1,6 +1,6 @@
 """How a photograph is best given to a network that was trained on centre crops: cropped, letterboxed, or whole.
 
-python benchmarks/whole_photographs.py PHOTOS PETS [--masks PETS_MASKS] [--limit 200] [--ways 'crop 224;letterbox 224']
+    python benchmarks/whole_photographs.py PHOTOS PETS [--masks PETS_MASKS] [--limit 200] [--ways 'crop 224;view whole']
 
 PHOTOS holds images with NAME_mask.png beside some; PETS holds the folders cat/ and dog/, PETS_MASKS theirs of masks.
 The model is `imagenet`. A photograph is right if the likeliest class is one of those that name what it shows (two show
@@ -23,6 +23,7 @@ from PIL import Image
 from patchconvnet import explain, load
 from patchconvnet.data.images import read_image
 from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.explanation.crops import View
 from patchconvnet.explanation.explainer import preprocessing_of
 from patchconvnet.faithfulness.metrics.localisation import box_overlaps, energy, max_box_accuracy
 
@@ -43,10 +44,11 @@ MASKED_PETS = 40
 
 @dataclass(frozen=True)
 class Way:
-    """How an image is given: its preprocessing from the network's own and the image's size, and `refine`."""
+    """How an image is given: its preprocessing from the network's own and the image's size, `refine` and `view`."""
 
     preprocessing: Callable[[Preprocessing, int, int], Preprocessing]
     refine: int = 0
+    view: View = "own"
 
 
 def rectangle(side: int, longer: bool = False, cells: int = 32) -> Callable[[Preprocessing, int, int], Preprocessing]:
@@ -71,8 +73,10 @@ WAYS = {
     "crop 224": Way(square(224, "crop")),
     "crop 224, of all of the shorter side": Way(lambda own, *_: replace(own, crop_ratio=1.0)),
     "letterbox 224": Way(square(224, "letterbox")),
-    "view whole (shorter side 192)": Way(lambda own, height, width: own.whole(height, width, 32)),
-    "view whole, refine 2": Way(lambda own, height, width: own.whole(height, width, 32), 2),
+    "view whole": Way(square(224, "crop"), 0, "whole"),
+    "view whole, refine 2": Way(square(224, "crop"), 2, "whole"),
+    "rectangle, shorter side 192": Way(rectangle(192)),
+    "rectangle, shorter side 192, refine 2": Way(rectangle(192), 2),
     "stretch 224": Way(square(224, "stretch")),
     "rectangle, longer side 256": Way(rectangle(256, longer=True)),
     "rectangle, longer side 288": Way(rectangle(288, longer=True)),
@@ -115,7 +119,7 @@ def main() -> None:
             image = read_image(path)
             preprocessing = way.preprocessing(own, image.height, image.width)
             started = time.perf_counter()
-            said = explain(model, image, preprocessing=preprocessing, refine=way.refine)
+            said = explain(model, image, preprocessing=preprocessing, refine=way.refine, view=way.view)
             seconds.append(time.perf_counter() - started)
             best = said.predicted
             names = NAMES.get(path.stem) or (CATS if path.parent.name == "cat" else DOGS)

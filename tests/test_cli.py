@@ -77,7 +77,7 @@ def test_explains_at_another_size_and_for_another_class(
     assert np.load(tmp_path / "cat_map.npy").shape == (12, 16)
 
 
-def test_a_map_of_large_patches_is_refined_and_the_whole_image_seen_on_demand(
+def test_the_whole_image_is_seen_and_a_map_of_large_patches_refined(
     photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -91,15 +91,22 @@ def test_a_map_of_large_patches_is_refined_and_the_whole_image_seen_on_demand(
         assert (code, err) == (0, "")
         return json.loads((tmp_path / "cat.json").read_text())
 
-    refined, plain = record()["grid"], record("--refine", "0")
+    refined, plain = record("--view", "own")["grid"], record("--view", "own", "--refine", "0")
     assert (refined["height"], refined["width"], refined["refine"]) == (15, 15, 5)
     assert (plain["grid"]["height"], plain["evidence"]["exact"]) == (3, True)
     assert plain["input"]["box"]["left"] > 50
+    assert "crops" not in plain["input"]
     assert record("--only", "json,overlay")["grid"]["refine"] == 0
-    whole = record("--view", "whole", "--refine", "0")
+    whole, finer = record("--refine", "0"), record()["grid"]  # 96 / 0.7 = 137 pixels are 8 values, two to a patch
+    assert (whole["grid"]["height"], whole["grid"]["width"]) == (9, 13)
     assert whole["input"]["box"] == {"left": 0, "top": 0, "right": 300, "bottom": 200}
-    assert (whole["input"]["height"], whole["input"]["width"]) == (64, 96)  # 0.7 · 96 = 67 pixels, in patches of 32
+    assert [crop["share"] for crop in whole["input"]["crops"]] == [0.5, 0.25, 0.25]
+    assert whole["input"]["crops"][0]["box"] == plain["input"]["box"]
     assert abs(whole["evidence"]["maps"][0]["remainder"]) < 1e-4
+    assert finer["refine"] == 2
+    assert finer["height"] >= 14
+    without = record("--refine", "0", "--without", "0,0,150,200")["without"]
+    assert np.array(without["patches"])[4:, 1:5].all()
 
 
 def test_explains_what_if_a_part_were_gone(

@@ -183,10 +183,13 @@ def test_what_does_not_follow_from_the_files_answers_is_refused(tmp_path: Path) 
         first.explain(photographs()[0], refine=2)
     with pytest.raises(UserError, match="cannot refine maps: it preprocesses images itself"):
         inside.explain(photographs()[0], refine=2)
-    with pytest.raises(UserError, match="cannot see whole images: its network input is always 64 × 64 pixels"):
+    with pytest.raises(UserError, match="cannot see whole images: it cuts the centre out of images itself"):
         inside.explain(photographs()[0], view="whole")
     with pytest.raises(UserError, match="unknown view 'half'; known: own, whole"):
         inside.explain(photographs()[0], view="half")
+    assert inside.explain(photographs()[0])[0].crops == ()  # what it can do is what it does by default
+    with pytest.raises(UserError, match="cannot see whole images: it gives evidence for each crop's likeliest classes"):
+        first.explain(photographs()[0], view="whole")
 
 
 @pytest.mark.slow

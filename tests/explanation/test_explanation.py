@@ -15,6 +15,7 @@ import patchconvnet.explanation.explainer
 from patchconvnet import UserError
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explanation import Explanation, explain
+from patchconvnet.explanation.patch_grid import seen_pixels
 
 NAMES = ["cat", "dog", "ship", "lorry"]
 
@@ -130,25 +131,87 @@ def test_thin_and_tiny_images(model, resize, shape):
     assert np.isfinite(explanation.placed()).all()
 
 
-def test_whole_images_are_rectangles_and_share_passes_with_their_like(model):
-    preprocessing = Preprocessing((32, 32), "crop", 0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+CUT = Preprocessing((32, 32), "crop", 0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "class_attention"])
+def test_the_whole_of_an_image_is_the_mean_of_its_crops(pooling):
+    """Against the crops made by hand and explained one by one."""
+    model = make(pooling)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    images = [Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2)), Image.fromarray(pixels[::-1])]
+    image = Image.fromarray(pixels)
+    whole = explain(model, image, preprocessing=CUT)
+    sides = [image.crop((0, 0, 60, 60)), image.crop((30, 0, 90, 60))]  # they cover it
+    apart = [explain(model, image, preprocessing=CUT, view="own")]
+    apart += [explain(model, side, preprocessing=replace(CUT, crop_ratio=1.0), view="own") for side in sides]
+    shares = [0.5, 0.25, 0.25]
+    np.testing.assert_allclose(whole.logits, np.average([e.logits for e in apart], axis=0, weights=shares), atol=1e-5)
+    for kind in ("attention", "evidence"):
+        sums = [getattr(e, kind).sum((1, 2)) for e in apart]
+        found = getattr(whole, kind).sum((1, 2))
+        np.testing.assert_allclose(found, np.average(sums, axis=0, weights=shares), atol=1e-5)
+    if pooling != "class_attention":
+        assert whole.exact
+        assert max(map(abs, whole.remainder.values())) < 1e-5
+    assert whole.geometry.box == (0, 0, 90, 60)
+    assert seen_pixels(whole.geometry).all()
+    assert whole.grid.shape == (21, 32)  # two cells to each of 42 / 4 and 63 / 4 patches
+    crops = whole.to_dict()["input"]["crops"]
+    assert [crop["share"] for crop in crops] == shares
+    assert crops[2]["box"] == {"left": 30, "top": 0, "right": 90, "bottom": 60}
+    assert whole.scaled(45).to_dict()["input"]["crops"][2]["box"]["left"] == 15
+
+
+def test_what_the_crops_of_a_whole_image_see_is_where_they_are(model):
+    """One bright corner, which the centre's crop does not see."""
+    with torch.no_grad():
+        pixels = np.zeros((60, 90, 3), np.uint8)
+        pixels[:8, :8] = 255
+    whole, dark = (explain(model, Image.fromarray(values), preprocessing=CUT) for values in (pixels, 0 * pixels))
+    changed = np.abs(whole.placed(0, "evidence") - dark.placed(0, "evidence"))
+    row, column = np.unravel_index(changed.argmax(), changed.shape)
+    assert row < 16
+    assert column < 16
+    assert changed[30:, 45:].max() < 0.5 * changed.max()
+    own, plain = (
+        explain(model, Image.fromarray(values), preprocessing=CUT, view="own") for values in (pixels, 0 * pixels)
+    )
+    np.testing.assert_array_equal(own.logits, plain.logits)
+
+
+def test_whole_images_share_their_passes(model):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    images = [Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2)), Image.fromarray(pixels[:, :60])]
     sizes = []
     hook = model.stem.register_forward_hook(lambda _, inputs, __: sizes.append(tuple(inputs[0].shape)))
-    together = explain(model, images, preprocessing=preprocessing, view="whole")
+    together = explain(model, images, preprocessing=CUT)
     hook.remove()
-    assert sizes == [(2, 3, 24, 36), (1, 3, 36, 24)]  # 0.75 of 32, in patches of 4
+    assert sizes == [(3 + 3 + 2, 3, 32, 32)]
     for image, one in zip(images, together, strict=True):
         assert one.geometry.box == (0, 0, *image.size)
-        assert abs(one.remainder[one.predicted.index]) < 1e-4
-        np.testing.assert_allclose(
-            one.logits, explain(model, image, preprocessing=preprocessing, view="whole").logits, atol=1e-5
-        )
-    letterboxed = Preprocessing((32, 32), "letterbox")
-    assert explain(model, images[0], preprocessing=letterboxed, view="whole").geometry.size == (32, 32)
+        np.testing.assert_allclose(one.logits, explain(model, image, preprocessing=CUT).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["stretch", "letterbox", "crop"])
+def test_an_image_that_is_not_cut_is_seen_whole_in_one_pass(model, way):
+    image = Image.new("RGB", (60, 60) if way == "crop" else (90, 60), "red")
+    whole, own = (explain(model, image, preprocessing=Preprocessing((32, 32), way), view=v) for v in ("whole", "own"))
+    assert (whole.grid, whole.geometry, whole.crops) == (own.grid, own.geometry, ())
+    np.testing.assert_array_equal(whole.attention, own.attention)
+
+
+def test_even_attention_of_crops_is_flat():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    even, other = make("average"), make("additive")
+    with torch.no_grad():
+        other.pooling.query.normal_(std=30)
+    assert explain(even, image, preprocessing=CUT).attention_is_flat
+    assert not explain(other, image, preprocessing=CUT).attention_is_flat
+
+
+def test_views_have_names(model):
     with pytest.raises(UserError, match="unknown view 'all'; known: own, whole"):
-        explain(model, images[0], view="all")
+        explain(model, Image.new("RGB", (9, 9)), view="all")
 
 
 def test_too_thin_to_be_cut_is_said(model):
@@ -407,7 +470,7 @@ def test_shared_attention_has_no_map_for_one_class(model, image):
 
 def test_without_names_and_preprocessing_of_its_own(image):
     model = timm.create_model("patchconvnet_mini", embed_dim=32, depth=1)
-    explanation = explain(model, image)
+    explanation = explain(model, image, view="own")
     assert explanation.class_names == [f"class {k}" for k in range(10)]
     assert explanation.geometry.size == (32, 32)
 

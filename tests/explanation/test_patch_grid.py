@@ -71,7 +71,7 @@ def centre(explanation: Explanation, target: int | None = None, kind: str = "att
 def test_planted_square_is_where_it_was(resize, image, padding, at):
     preprocessing = Preprocessing(SIZE, resize)
     image, (x, y), (scale_x, scale_y) = planted(image, preprocessing, at)
-    explanation = explain(brightness_model(padding), image, preprocessing=preprocessing)
+    explanation = explain(brightness_model(padding), image, preprocessing=preprocessing, view="own")
 
     for kind, target in (("attention", None), ("evidence", 1)):
         found = centre(explanation, target, kind)
@@ -143,7 +143,8 @@ def test_unseen_pixels_are_marked():
     model = brightness_model()
     overlays = {
         resize: np.asarray(
-            explain(model, image, preprocessing=Preprocessing((48, 48), resize)).overlay(map="attention"), int
+            explain(model, image, preprocessing=Preprocessing((48, 48), resize), view="own").overlay(map="attention"),
+            int,
         )
         for resize in ("stretch", "crop", "letterbox")
     }

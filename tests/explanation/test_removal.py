@@ -65,7 +65,7 @@ def test_patches_are_taken_out_exactly(pooling: str, image: Image.Image) -> None
     model = network(pooling)
     explanation = explain(model, image)
     removal = explanation.without(BOX)
-    tensor = explanation.forward_pass.preprocessing(image)[None]
+    tensor = explanation.forward_pass.crops[0].preprocessing(image)[None]
     expected = logits_with_scores_of_minus_infinity(model, tensor, removal.patches)
     np.testing.assert_allclose(removal.logits, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(removal.logits - explanation.logits).max() > 1e-3
@@ -76,9 +76,9 @@ def test_patches_are_taken_out_exactly(pooling: str, image: Image.Image) -> None
 def test_norms_behind_the_pooling_are_run_again(backbone: str, pooling: str, image: Image.Image) -> None:
     torch.manual_seed(0)
     model = randomised(with_attention_pooling(backbone, num_classes=4, pooling=pooling))
-    explanation = explain(model, image, size=(64, 96))
+    explanation = explain(model, image, size=(64, 96), view="own")
     removal = explanation.without((0, 0, 40, 40))
-    tensor = explanation.forward_pass.preprocessing(image)[None]
+    tensor = explanation.forward_pass.crops[0].preprocessing(image)[None]
     expected = logits_with_scores_of_minus_infinity(model, tensor, removal.patches)
     np.testing.assert_allclose(removal.logits, expected, rtol=1e-3, atol=1e-4)
 

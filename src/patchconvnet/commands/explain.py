@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from patchconvnet.commands.command_line import CommandLine
-from patchconvnet.commands.sources import Size, load_model, preprocessing_for
+from patchconvnet.commands.sources import Size, load_model
 from patchconvnet.commands.terminal import printable
 from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import OF_ONE_IMAGE, UserError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from patchconvnet.explanation import Explanation
+    from patchconvnet.explanation.crops import View
     from patchconvnet.explanation.drawing import Drawers, Drawing
     from patchconvnet.explanation.explanation import Saved
     from patchconvnet.explanation.removal import Removal
@@ -45,7 +46,7 @@ def explain(
     map: Literal["auto", "attention", "evidence", "contrast"] = "auto",
     only: tuple[str, ...] = ("figure", "overlay", "map", "json"),
     refine: int | None = None,
-    view: Literal["own", "whole"] = "own",
+    view: Literal["own", "whole"] | None = None,
     without: str | None = None,
     top: int = 5,
     strict: bool = False,
@@ -74,8 +75,9 @@ def explain(
         only: files to write for each image, such as json,overlay; figures take the longest.
         refine: average n x n shifts and both flips into a finer map; 0 gives plain maps, whose evidence is exact; if
             not given, where figures are drawn and patches are 16 pixels or more, as many as make a map of 14 x 14.
-        view: own gives the network what it was trained on, which for photographs is often the centre; whole all of the
-            image, at the price of some answers.
+        view: whole takes all of an image into the answer, which is then the mean of several crops'; own only what the
+            model's preprocessing makes of it, which for photographs is the centre, in a third of the time; if not
+            given, whole, where the model can.
         without: a part of the image as left,top,right,bottom in its pixels, or several with semicolons between: what
             the model says without it, as a second figure and in the JSON.
         top: classes that figures list.
@@ -203,10 +205,10 @@ def _ask_network(request: _Request) -> _Asking:
     count, refine = len(request.paths), request.refine
     network, device = load_model(model, request.weights, request.device)
     computing = Threads(None if request.threads == "auto" and count < WORTH_MEASURING else request.threads, device)
+    question = Question.of(network, refine=refine or 0, **request.options)
     if refine is None:
-        size = preprocessing_for(network, request.options["size"]).size
-        refine = times_finer(network.patch_size, size) if request.draws else 0
-    question = Question.of(network, refine=refine, **request.options)
+        refine = times_finer(network.patch_size, question.preprocessing, question.view) if request.draws else 0
+        question = replace(question, refine=refine)
     if device.type == "cpu":
         # Lite0's nine passes for a refined map take 0.36 s as they come, 0.19 s channels-last, and 0.16 s fused
         if count * (1 + 2 * refine**2) >= WORTH_FUSING:
@@ -232,8 +234,10 @@ def _ask_file(request: _Request) -> _Asking:
     if request.removes:
         file.check_removal()
     if refine is None:
-        size = file.description.preprocessing.with_size(request.options["size"] or file.size).size
-        refine = times_finer(file.description.patch_size, size) if request.draws and file.can_refine else 0
+        preprocessing = file.description.preprocessing.with_size(request.options["size"] or file.size)
+        seen: View = request.options["view"] or ("whole" if file.can_see_whole else "own")
+        wanted = request.draws and file.can_refine
+        refine = times_finer(file.description.patch_size, preprocessing, seen) if wanted else 0
     options = {**request.options, "refine": refine}
 
     def answers() -> "Iterator[Explanation | Exception]":

@@ -218,22 +218,6 @@ class Preprocessing:
         """The same preprocessing for another network input: (height, width), or one number for a square."""
         return replace(self, size=(size, size) if isinstance(size, int) else size)
 
-    def whole(self, height: int, width: int, patch_size: int) -> Self:
-        """The same for all of an image that "crop" would cut: a rectangle of the image's own ratio, in whole patches.
-
-        Its shorter side is what the crop would have kept of the network input's, `crop_ratio` of it: at that size
-        photographs were named best (docs/explaining.md). "stretch" and "letterbox" see the whole image as they are.
-
-        Args:
-            height, width: of the image.
-            patch_size: pixels of a patch; both sides become multiples of it, the ratio is kept but for that.
-        """
-        if self.resize != "crop":
-            return self
-        scale = self.crop_ratio * min(self.size) / min(height, width)
-        sides = [max(1, round(length * scale / patch_size)) * patch_size for length in (height, width)]
-        return replace(self, size=(sides[0], sides[1]), resize="stretch", crop_ratio=1.0)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML; `from_dict` reads them back."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -58,6 +58,11 @@ class ExportedClassifier(AttentionClassifier):
         """Whether patches' shares sum to logit − bias by construction."""
         return self.about.evidence == "exact"
 
+    @property
+    def knows_all_evidence(self) -> bool:
+        """Whether the file was exported with evidence for all classes, or with none."""
+        return "evidence_classes" not in self.about.outputs
+
     def whole_answer(self, image: Tensor) -> WholeAnswer:
         """All of what the file answers."""
         check_image(image, self.in_chans, 1)

@@ -3,13 +3,12 @@
 Nothing here imports PyTorch, directly or through others: a test runs it where there is none.
 """
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -19,21 +18,14 @@ from patchconvnet.data.images import read_image, to_image
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.deploy.description import KEY, Description
 from patchconvnet.errors import UserError, first_line
+from patchconvnet.explanation.crops import VIEWS, Crop, View, crops_of, laid
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.maps import class_index
 from patchconvnet.explanation.patch_grid import Grid
 from patchconvnet.explanation.refining import refined
-from patchconvnet.explanation.removal import (
-    Region,
-    Removal,
-    covered_patches,
-    greyed,
-    logits_of_kept,
-    region_pixels,
-)
+from patchconvnet.explanation.removal import Region, Removal, logits_of_kept, removal
 
 ImageSource = Image.Image | np.ndarray | str | os.PathLike[str] | BinaryIO
-View = Literal["own", "whole"]
 
 
 class OnnxModel:
@@ -147,7 +139,7 @@ class OnnxModel:
         *,
         size: int | tuple[int, int] | None = None,
         refine: int = 0,
-        view: View = "own",
+        view: View | None = None,
         batch_size: int = 32,
         name: str | Sequence[str] | None = None,
     ) -> list[Explanation]:
@@ -160,9 +152,10 @@ class OnnxModel:
             size: another network input, where the file takes it.
             refine: n ≥ 1 gives maps of n × n values a patch, averaged over n × n shifts and both flips, for 2·n² runs
                 more; see `can_refine`.
-            view: "own" gives the network what its preprocessing says, "whole" all of the image, as a rectangle, where
-                the file takes any size.
-            batch_size: images in one run.
+            view: "whole" takes all of an image into the answer, as in `patchconvnet.explain`; "own" what the file's
+                preprocessing says, which for photographs is often the centre. By default "whole" where the file can
+                (`can_see_whole`), else "own".
+            batch_size: images that are read, and answered, together.
             name: what to call the image, or one name for each of many; by default its file's name without the ending.
 
         Returns:
@@ -183,7 +176,7 @@ class OnnxModel:
         *,
         size: int | tuple[int, int] | None = None,
         refine: int = 0,
-        view: View = "own",
+        view: View | None = None,
         batch_size: int = 32,
         name: str | Sequence[str] | None = None,
     ) -> Iterator[Explanation]:
@@ -191,12 +184,13 @@ class OnnxModel:
         for what, value in (("batch_size", batch_size), ("top", top)):
             if value < 1:
                 raise UserError(f"{what} is {value}; it must be 1 or more.")
-        if view not in get_args(View):
-            raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
+        if view not in (None, *VIEWS):
+            raise UserError(f"unknown view {view!r}; known: {', '.join(VIEWS)}.")
         if refine and not self.can_refine:
             raise UserError(self._no_refining())
-        if view == "whole":
-            self._check_whole()
+        if view == "whole" and not self.can_see_whole:
+            raise UserError(self._no_whole())
+        seen: View = view or ("whole" if self.can_see_whole else "own")
         index = None if target is None else class_index(self.class_names, target)
         preprocessing = self._preprocessing(size)
         one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or hasattr(images, "read")
@@ -212,8 +206,10 @@ class OnnxModel:
                 called = _name(source, i) if names is None else names[i]
                 try:
                     image = _read(source)
-                    seen = self._seen(preprocessing, image, view)
-                    opened.append((called, source, image, seen, *self._prepare(image, seen)))
+                    crops = crops_of(preprocessing, image.height, image.width, seen)
+                    prepared = [self._prepare(crop.of(image), crop.preprocessing)[0] for crop in crops]
+                    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+                    opened.append(_Opened(called, path, image, crops, np.stack(prepared)))
                 except UserError as error:
                     raise error if one else UserError(f"images[{i}]: {error}") from error
             yield from self._answer(opened, top, index, refine)
@@ -259,14 +255,6 @@ class OnnxModel:
             source=source,
         )
 
-    def _finer(self, plain: Explanation, prepared: np.ndarray, refine: int) -> Explanation:
-        def ask(shifted: np.ndarray) -> np.ndarray:
-            answers = self.run(shifted)
-            return np.concatenate([answers[name] for name in ("attention", "evidence") if name in answers], 1)
-
-        grid, attention, evidence = refined(ask, prepared[None], plain.grid, plain.attention[None], refine)
-        return replace(plain, grid=grid, attention=attention[0], evidence=evidence[0], exact=False, refine=refine)
-
     @property
     def can_refine(self) -> bool:
         """Whether maps can be refined: the file takes prepared images, and has evidence for all classes, or none."""
@@ -295,39 +283,60 @@ class OnnxModel:
         )
         return f"{self.path} cannot refine maps: {why}"
 
-    def _check_whole(self) -> None:
-        about = self.description
-        if about.preprocessing.resize == "crop" and (about.input == "pixels" or about.height.is_fixed):
-            raise UserError(
-                f"{self.path} cannot see whole images: its network input is always {about.size[0]} × {about.size[1]} "
-                "pixels; ask the network that it was exported from, or export it for any size"
-            )
+    @property
+    def can_see_whole(self) -> bool:
+        """Whether images can be seen whole: nothing is cut from them, or the file takes prepared crops of them.
 
-    def _seen(self, preprocessing: Preprocessing, image: Image.Image, view: View) -> Preprocessing:
-        """The preprocessing of one image."""
-        if view == "own":
-            return preprocessing
-        about = self.description
-        whole = preprocessing.whole(image.height, image.width, math.lcm(about.patch_size, about.height.step))
-        about.check_size(whole.size)
-        return whole
+        Its evidence must then be for all classes, or none: each crop has other likeliest ones.
+        """
+        return self.description.preprocessing.resize != "crop" or self.can_refine
 
-    def _answer(self, opened: list[Any], top: int, target: int | None, refine: int) -> list[Explanation]:
+    def _no_whole(self) -> str:
+        why = (
+            "it gives evidence for each crop's likeliest classes only; export it with --evidence all or none"
+            if self.description.input == "image"
+            else "it cuts the centre out of images itself; export it without --preprocessing inside"
+        )
+        return f"{self.path} cannot see whole images: {why}, or ask the network that it was exported from"
+
+    def _answer(self, opened: list["_Opened"], top: int, target: int | None, refine: int) -> list[Explanation]:
         """Explanations of images; arrays of one shape go through the network together."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, (*_, array, _) in enumerate(opened):
-            by_shape.setdefault(array.shape, []).append(i)
+        for i, one in enumerate(opened):
+            by_shape.setdefault(one.arrays.shape[1:], []).append(i)
         explained: dict[int, Explanation] = {}
         for places in by_shape.values():
-            answers = self.run(np.stack([opened[i][4] for i in places]))
-            for row, i in enumerate(places):
-                name, source, image, seen, array, geometry = opened[i]
-                path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-                answer = {output: values[row] for output, values in answers.items()}
-                plain = self.explanation(answer, image, geometry, name=name, top=top, target=target, source=path)
-                plain = replace(plain, forward_pass=ExportedPass(self, answer, plain.grid, seen))
-                explained[i] = self._finer(plain, array, refine) if refine else plain
+            answers, begin = self.run(np.concatenate([opened[i].arrays for i in places])), 0
+            for i in places:
+                rows = slice(begin, begin := begin + len(opened[i].crops))
+                answer = {output: values[rows] for output, values in answers.items()}
+                explained[i] = self._explanation_of(opened[i], answer, top, target, refine)
         return [explained[i] for i in range(len(opened))]
+
+    def _explanation_of(
+        self, opened: "_Opened", answers: dict[str, np.ndarray], top: int, target: int | None, refine: int
+    ) -> Explanation:
+        """One image's explanation from what the network said of its crops."""
+        crops, first = opened.crops, {output: values[0] for output, values in answers.items()}
+        plain = self.explanation(
+            first, opened.image, crops[0].geometry, name=opened.name, top=top, target=target, source=opened.source
+        )
+        plain = replace(plain, forward_pass=ExportedPass(self, answers, plain.grid, crops))
+        if len(crops) == 1 and not refine:
+            return plain
+        shape, shares = plain.grid.shape, np.array([crop.share for crop in crops])
+        logits = np.average(answers["logits"], axis=0, weights=shares).astype(np.float32)
+        attention = answers["attention"]
+        evidence = answers.get("evidence", np.zeros((len(crops), 0, *shape), np.float32))
+        grid, exact = plain.grid, plain.exact and not refine
+        if refine:
+
+            def ask(shifted: np.ndarray) -> np.ndarray:
+                said = self.run(shifted)
+                return np.concatenate([said[name] for name in ("attention", "evidence") if name in said], 1)
+
+            grid, attention, evidence = refined(ask, opened.arrays, grid, attention, refine)
+        return replace(plain, logits=logits, exact=exact, refine=refine, **laid(crops, attention, evidence, grid))
 
     def _preprocessing(self, size: int | tuple[int, int] | None) -> Preprocessing:
         preprocessing = self.description.preprocessing
@@ -359,35 +368,51 @@ class OnnxModel:
 
 
 @dataclass(frozen=True, eq=False)
+class _Opened:
+    """One image: its name, its file's path, as it was, and its crops as the file takes them, (n, ...)."""
+
+    name: str
+    source: str | None
+    image: Image.Image
+    crops: tuple[Crop, ...]
+    arrays: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class ExportedPass:
     """What a file answered for one image, which can be asked for the answer without a part of it.
 
     Args:
         model: the file.
-        answer: as for `OnnxModel.explanation`.
+        answers: as `OnnxModel.run` gave them, for each of the image's crops.
         grid: how the patches are placed on the network input.
-        preprocessing: from image to network input.
+        crops: n.
     """
 
     model: OnnxModel
-    answer: Mapping[str, np.ndarray]
+    answers: Mapping[str, np.ndarray]
     grid: Grid
-    preprocessing: Preprocessing
+    crops: tuple[Crop, ...]
 
-    def without(self, image: Image.Image, geometry: Geometry, region: Region) -> Removal:
+    def without(self, image: Image.Image, region: Region) -> Removal:
         """See `Explanation.without`.
 
         Raises:
             UserError: it does not follow from the file's maps (`OnnxModel.check_removal`), or the region is none.
         """
         self.model.check_removal()
-        pixels = region_pixels(region, geometry.image)
-        removed = covered_patches(pixels, self.grid, geometry)
         bias = np.array(self.model.description.bias, np.float64)
-        logits = logits_of_kept(self.answer["attention"], self.answer["evidence"], bias, ~removed)
-        grey = greyed(image, pixels, self.preprocessing.mean)
-        prepared, _ = self.model._prepare(grey, self.preprocessing)
-        return Removal(pixels, removed, self.grid, grey, logits, self.model.run(prepared[None])["logits"][0])
+
+        def of_kept(crop: int, kept: np.ndarray) -> np.ndarray:
+            return logits_of_kept(self.answers["attention"][crop], self.answers["evidence"][crop], bias, kept)
+
+        def of_images(images: Sequence[Image.Image]) -> np.ndarray:
+            prepared = [
+                self.model._prepare(one, crop.preprocessing)[0] for crop, one in zip(self.crops, images, strict=True)
+            ]
+            return self.model.run(np.stack(prepared))["logits"]
+
+        return removal(image, region, self.crops, self.grid, of_kept, of_images)
 
 
 def _session(path: Path, threads: int | None) -> Any:

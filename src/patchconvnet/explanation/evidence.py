@@ -7,6 +7,7 @@ image, and each pooling says what its patches add (`Pooling.first_order_evidence
 logit − bias is the remainder.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,13 @@ class ForwardMaps(NamedTuple):
         return self.evidence.gather(1, rows[..., None, None].expand(-1, -1, *self.evidence.shape[2:]))
 
 
-def forward_with_maps(model: nn.Module, images: Tensor, classes: tuple[int, ...] = (), top: int = 5) -> ForwardMaps:
+def forward_with_maps(
+    model: nn.Module,
+    images: Tensor,
+    classes: tuple[int, ...] = (),
+    top: int = 5,
+    judged_by: Callable[[Tensor], Tensor] | None = None,
+) -> ForwardMaps:
     """Logits, attention and evidence from one pass through the trunk.
 
     Args:
@@ -61,6 +68,7 @@ def forward_with_maps(model: nn.Module, images: Tensor, classes: tuple[int, ...]
         images: (B, C, H, W) float, preprocessed.
         classes: classes that must have evidence.
         top: how many of each image's likeliest classes must have it too.
+        judged_by: of the logits (B, K), those that say which are the likeliest; by default they do themselves.
 
     Raises:
         UserError: the model has no pooling head of this package, or no classifier.
@@ -83,7 +91,7 @@ def forward_with_maps(model: nn.Module, images: Tensor, classes: tuple[int, ...]
         shares = model.evidence_of(pooled)
         chosen = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
     else:
-        chosen = _chosen(logits, classes, top)
+        chosen = _chosen(judged_by(logits) if judged_by else logits, classes, top)
         shares = pooling.first_order_evidence(patches, model.classify, chosen)
     bias = getattr(head, "bias", None)
     if bias is None:

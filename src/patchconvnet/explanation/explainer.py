@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, TypedDict, Unpack, cast, get_args, overload
+from typing import Any, BinaryIO, Self, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchconvnet.data.images import ImageLike, Source, read_image, to_image
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
+from patchconvnet.explanation.crops import VIEWS, Crop, View, crops_of, laid
 from patchconvnet.explanation.evidence import ForwardMaps, forward_with_maps
 from patchconvnet.explanation.explanation import Explanation
 from patchconvnet.explanation.forward_pass import ForwardPass
@@ -27,7 +28,6 @@ from patchconvnet.models.modes import evaluation_mode
 from patchconvnet.models.weights import temperature_of
 
 Model = nn.Module | str | os.PathLike[str]
-View = Literal["own", "whole"]
 
 
 class ExplainOptions(TypedDict, total=False):
@@ -40,7 +40,7 @@ class ExplainOptions(TypedDict, total=False):
     classes: Sequence[int | str]
     top: int
     refine: int
-    view: View
+    view: View | None
     name: str | Iterable[str] | None
 
 
@@ -65,7 +65,7 @@ def explain(
     classes: Sequence[int | str] = (),
     top: int = 5,
     refine: int = 0,
-    view: View = "own",
+    view: View | None = None,
     name: str | Iterable[str] | None = None,
 ) -> Explanation | list[Explanation] | Iterator[Explanation]:
     """What a network says about images: predictions, attention, and each patch's evidence for the classes.
@@ -76,7 +76,7 @@ def explain(
         images: one image: a path, an open binary file, a PIL image, or an array or tensor (H, W), (H, W, C) or
             (C, H, W) of uint8, or of floats in 0..1, which are rounded to 8 bit. Or many: a list of these, a batch
             (B, H, W, C) or (B, C, H, W), or an iterator. They may differ in size.
-        batch_size: images in one forward pass.
+        batch_size: images that are read, and answered, together.
         preprocessing: from image to network input; by default the model's own.
         size: another network input, (height, width) or one number for a square; a larger one gives a finer grid.
         target: the class to ask about, by name or index; by default the predicted one.
@@ -84,8 +84,10 @@ def explain(
         top: how many classes figures and reports list.
         refine: n ≥ 1 gives maps of n × n values a patch, averaged over n × n shifts by parts of a patch and both flips,
             for 2·n² forward passes more; logits stay those of the plain pass.
-        view: "own" gives the network what its preprocessing says, which for photographs is often the centre; "whole"
-            all of an image that this would cut, as a rectangle, at the price of some answers (docs/explaining.md).
+        view: "whole" takes all of an image into the answer, and is the default: where the model's preprocessing cuts
+            its centre out, the answer is the mean of that crop's and, with as much weight, of crops that cover the
+            image (docs/explaining.md). "own" is that centre alone: one forward pass, and a map with a value a patch.
+            An exported file with evidence for the likeliest classes only has no other.
         name: what to call the image, or one name for each of many; by default its file's name without the ending.
 
     Returns:
@@ -134,7 +136,7 @@ class Question:
     classes: tuple[int, ...]
     top: int
     refine: int
-    patch_size: int | None  # where whole images are asked for
+    view: View
 
     @classmethod
     def of(
@@ -147,7 +149,7 @@ class Question:
         classes: Sequence[int | str] = (),
         top: int = 5,
         refine: int = 0,
-        view: View = "own",
+        view: View | None = None,
     ) -> Self:
         """Options as `explain` takes them.
 
@@ -156,8 +158,14 @@ class Question:
         """
         if top < 1:
             raise UserError(f"top is {top}; it must be 1 or more.")
-        if view not in get_args(View):
-            raise UserError(f"unknown view {view!r}; known: {', '.join(get_args(View))}.")
+        if view not in (None, *VIEWS):
+            raise UserError(f"unknown view {view!r}; known: {', '.join(VIEWS)}.")
+        mergeable = not isinstance(model, AttentionClassifier) or model.knows_all_evidence
+        if view == "whole" and not mergeable:
+            raise UserError(
+                "this exported file cannot see whole images: it gives evidence for each crop's likeliest classes only; "
+                "take view 'own', or export with evidence for all classes"
+            )
         preprocessing = preprocessing or preprocessing_of(model)
         if size is not None:
             preprocessing = preprocessing.with_size(size)
@@ -169,18 +177,22 @@ class Question:
             classes=tuple(class_index(class_names, c) for c in classes),
             top=top,
             refine=refine,
-            patch_size=int(getattr(model, "patch_size", 1)) if view == "whole" else None,
+            view=view or ("whole" if mergeable else "own"),
         )
 
 
 @dataclass(frozen=True)
 class Opened:
-    """One image: what it is called, as it was, and as the network reads it."""
+    """One image: what it is called, as it was, and as the network reads it, in one crop or several.
+
+    Attributes:
+        tensors: (n, C, H, W) float32, one network input of each crop.
+    """
 
     name: str
     image: Image.Image
-    preprocessing: Preprocessing
-    tensor: Tensor
+    crops: tuple[Crop, ...]
+    tensors: Tensor
     source: str | None
 
 
@@ -222,14 +234,14 @@ def open_image(source: Any, question: Question, index: int | None, name: Any) ->
                 "file, a PIL image, an array or a tensor."
             )
         original = image if isinstance(image, Image.Image) else to_image(image)
-        preprocessing = question.preprocessing
-        if question.patch_size is not None:
-            preprocessing = preprocessing.whole(original.height, original.width, question.patch_size)
-        tensor = preprocessing(image)
+        crops = crops_of(question.preprocessing, original.height, original.width, question.view)
+        first, *others = crops
+        tensors = [first.preprocessing(image), *(crop.preprocessing(crop.of(original)) for crop in others)]
     except UserError as error:
         raise error if index is None else UserError(f"images[{index}]: {error}") from error
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    return Opened(_name(source, index or 0) if name is None else str(name), original, preprocessing, tensor, path)
+    called = _name(source, index or 0) if name is None else str(name)
+    return Opened(called, original, crops, torch.stack(tensors), path)
 
 
 def _explain_many(
@@ -246,59 +258,62 @@ def _explain_many(
         yield from answer(model, opened, question)
 
 
+@torch.no_grad()
 def answer(model: nn.Module, images: Sequence[Opened], question: Question) -> list[Explanation]:
-    """Explanations of images; those that become inputs of one size share their forward passes.
+    """Explanations of images, all of whose crops go through the network together.
 
     Raises:
         UserError: the model has no maps, or says what is no finite number.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for i, image in enumerate(images):
-        by_size.setdefault(image.preprocessing.size, []).append(i)
-    answers: dict[int, Explanation] = {}
-    for places in by_size.values():
-        answers |= zip(places, _answer_together(model, [images[i] for i in places], question), strict=True)
-    return [answers[i] for i in range(len(images))]
-
-
-@torch.no_grad()
-def _answer_together(model: nn.Module, images: list[Opened], question: Question) -> list[Explanation]:
-    preprocessing, class_names = images[0].preprocessing, question.class_names
+    if not images:
+        return []
+    size, class_names = question.preprocessing.size, question.class_names
     *_, like = model.parameters()  # the classifier's: a fused trunk's may be bfloat16
-    inputs = torch.stack([image.tensor.to(like.device, like.dtype) for image in images])
+    inputs = torch.cat([image.tensors for image in images]).to(like.device, like.dtype)
     wanted = (*question.classes, *(() if question.target is None else (question.target,)))
+    counts = torch.tensor([len(image.crops) for image in images])
+    shares = torch.tensor([crop.share for image in images for crop in image.crops])
+    mean = torch.zeros(len(images), len(shares))  # from the crops' answers to the images'
+    mean[torch.arange(len(images)).repeat_interleave(counts), torch.arange(len(shares))] = shares
+    mean = mean.to(like)
+
+    def of_whole_images(logits: Tensor) -> Tensor:
+        return (mean @ logits).repeat_interleave(counts.to(logits.device), 0)
+
+    several = len(shares) > len(images)
     with evaluation_mode(model):
-        plain = forward_with_maps(model, inputs, wanted, question.top)
-        grid = plain_grid = patch_grid(model, preprocessing.size, (plain.attention.shape[2], plain.attention.shape[3]))
-        attention, evidence = _numpy(plain.attention), _numpy(plain.evidence)
+        plain = forward_with_maps(model, inputs, wanted, question.top, of_whole_images if several else None)
+        grid = patch_grid(model, size, (plain.attention.shape[2], plain.attention.shape[3]))
+        fine, attention, evidence = grid, _numpy(plain.attention), _numpy(plain.evidence)
         if question.refine:
-            grid, attention, evidence = _refined(model, inputs, plain, grid, question.refine)
+            fine, attention, evidence = _refined(model, inputs, plain, grid, question.refine)
     network = cast(AttentionClassifier, model)  # forward_with_maps() refuses others
-    logits, bias, chosen = _numpy(plain.logits), _numpy(plain.bias), plain.classes.tolist()
-    return [
-        Explanation(
-            name=opened.name,
-            image=opened.image,
-            class_names=class_names,
-            logits=logits[i],
-            bias=bias,
-            attention=attention[i],
-            evidence=evidence[i],
-            evidence_classes=tuple(chosen[i]),
-            exact=plain.exact and not question.refine,
-            grid=grid,
-            geometry=preprocessing.geometry(opened.image.height, opened.image.width),
-            target=question.target,
-            top=min(question.top, len(class_names)),
-            refine=question.refine,
-            temperature=temperature_of(model),
-            source=opened.source,
-            forward_pass=None
-            if plain.patches is None
-            else ForwardPass(network, plain.patches[i : i + 1].cpu().clone(), plain_grid, preprocessing),
+    logits, bias = _numpy(mean @ plain.logits if several else plain.logits), _numpy(plain.bias)
+    ends = counts.cumsum(0).tolist()
+    explanations = []
+    for i, opened in enumerate(images):
+        own = slice(ends[i] - len(opened.crops), ends[i])
+        explanations.append(
+            Explanation(
+                name=opened.name,
+                image=opened.image,
+                class_names=class_names,
+                logits=logits[i],
+                bias=bias,
+                evidence_classes=tuple(plain.classes[own.start].tolist()),
+                exact=plain.exact and not question.refine,
+                **laid(opened.crops, attention[own], evidence[own], fine),
+                target=question.target,
+                top=min(question.top, len(class_names)),
+                refine=question.refine,
+                temperature=temperature_of(model),
+                source=opened.source,
+                forward_pass=None
+                if plain.patches is None
+                else ForwardPass(network, plain.patches[own].cpu().clone(), grid, opened.crops),
+            )
         )
-        for i, opened in enumerate(images)
-    ]
+    return explanations
 
 
 def _refined(

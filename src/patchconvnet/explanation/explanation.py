@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from patchconvnet.data.geometry import Geometry
     from patchconvnet.explanation.removal import Region, Removal
 
 File = Literal["figure", "overlay", "map", "json"]
@@ -37,7 +36,7 @@ class Saved(NamedTuple):
 class Askable(Protocol):
     """One image's forward pass, of which is known what it would have answered without some patches."""
 
-    def without(self, image: "Image.Image", geometry: "Geometry", region: "Region") -> "Removal":
+    def without(self, image: "Image.Image", region: "Region") -> "Removal":
         """See `Explanation.without`."""
 
 
@@ -67,7 +66,7 @@ class Explanation(Maps):
         """
         if self.forward_pass is None:
             raise UserError(f"the explanation of {self.name} holds no forward pass to ask again; call explain() anew.")
-        return self.forward_pass.without(self.image, self.geometry, region)
+        return self.forward_pass.without(self.image, region)
 
     def figure(self, *, evidence: int = 3, map: MapChoice = "auto") -> "Figure":
         """The image, its map and the likeliest classes, and below them the evidence for as many of these.

@@ -162,7 +162,7 @@ def _headline(sheet: Sheet, explanation: Maps, details: Sequence[str]) -> None:
 
 def _details(e: Maps, width: float) -> list[str]:
     h, w = (-(-side // max(e.refine, 1)) for side in e.grid.shape)  # half a patch is one
-    patches = f"{w} × {h} patches"
+    patches = f"{w} × {h} cells, merged of {len(e.crops)} crops" if e.crops else f"{w} × {h} patches"
     if e.refine:
         patches += f", refined {e.refine} × {e.refine}"
     pieces = [readable(e.name, "image"), f"·  {e.image.width} × {e.image.height} pixels", f"·  {patches}"]
@@ -336,7 +336,7 @@ def removal_figure(explanation: Maps, removal: Removal) -> Figure:
     sheet = Sheet(total + 2 * MARGIN, bottom + 0.12 + len(footnotes) * LINE + MARGIN)
     _headline(sheet, explanation, details)
     kept = np.asarray(explanation.image).copy()
-    gone = removal.patch_pixels(explanation)
+    gone = removal.patch_pixels()
     kept[gone] = (0.2 * kept[gone] + 0.8 * 60).astype(np.uint8)
     for left, title, panel in (
         (MARGIN, "patches taken out", Image.fromarray(kept)),

@@ -1,5 +1,6 @@
-"""One image's forward pass, kept so that it can be asked again what it would say without a part of the image."""
+"""One image's forward passes, kept so that they can be asked again what they would say without a part of the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,45 +8,43 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchconvnet.data.geometry import Geometry
-from patchconvnet.data.preprocessing import Preprocessing
+from patchconvnet.explanation.crops import Crop
 from patchconvnet.explanation.patch_grid import Grid
-from patchconvnet.explanation.removal import Region, Removal, covered_patches, greyed, region_pixels
+from patchconvnet.explanation.removal import Region, Removal, removal
 from patchconvnet.models.classifier import AttentionClassifier
 from patchconvnet.models.modes import evaluation_mode
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """One image's forward pass, kept so that it can be asked again.
+    """One image's forward passes, one for each of its crops, kept so that they can be asked again.
 
     Args:
         model: the network.
-        patches: (1, h, w, C) on the CPU, what its pooling read.
+        patches: (n, h, w, C) on the CPU, what its pooling read of each crop.
         grid: how they are placed on the network input.
-        preprocessing: from image to network input.
+        crops: n.
     """
 
     model: AttentionClassifier
     patches: Tensor
     grid: Grid
-    preprocessing: Preprocessing
+    crops: tuple[Crop, ...]
 
-    def without(self, image: Image.Image, geometry: Geometry, region: Region) -> Removal:
+    def without(self, image: Image.Image, region: Region) -> Removal:
         """See `Explanation.without`."""
-        pixels = region_pixels(region, geometry.image)
-        removed = covered_patches(pixels, self.grid, geometry)
-        grey = greyed(image, pixels, self.preprocessing.mean)
         with torch.no_grad(), evaluation_mode(self.model):
-            logits = self.logits_of(~removed)
-            *_, like = self.model.parameters()  # the classifier's: a fused trunk's may be bfloat16
-            tensor = self.preprocessing(grey)[None].to(like.device, like.dtype)
-            logits_of_grey = self.model(tensor)[0].float().cpu().numpy()
-        return Removal(pixels, removed, self.grid, grey, logits, logits_of_grey)
+            return removal(image, region, self.crops, self.grid, self.logits_of, self._logits_of_images)
 
-    def logits_of(self, kept: np.ndarray) -> np.ndarray:
-        """(K,) logits of the kept patches, (h, w) bool, pooled alone."""
+    def logits_of(self, crop: int, kept: np.ndarray) -> np.ndarray:
+        """(K,) logits of a crop's kept patches, (h, w) bool, pooled alone."""
         with torch.no_grad(), evaluation_mode(self.model):
-            remaining = self.patches[:, torch.from_numpy(kept)][:, :, None]  # (1, n, 1, C)
+            remaining = self.patches[crop : crop + 1, torch.from_numpy(kept)][:, :, None]  # (1, n, 1, C)
             remaining = remaining.to(next(self.model.parameters()).device)
             return self.model.classify(self.model.pooling(remaining).vector)[0].float().cpu().numpy()
+
+    def _logits_of_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """(n, K) logits of the crops, run again through the whole network."""
+        *_, like = self.model.parameters()  # the classifier's: a fused trunk's may be bfloat16
+        inputs = torch.stack([crop.preprocessing(one) for crop, one in zip(self.crops, images, strict=True)])
+        return self.model(inputs.to(like.device, like.dtype)).float().cpu().numpy()

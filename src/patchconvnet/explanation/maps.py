@@ -23,11 +23,13 @@ from patchconvnet.explanation.colours import (
     lay_over_unseen,
     unseen_colours,
 )
+from patchconvnet.explanation.crops import Crop
 from patchconvnet.explanation.patch_grid import Grid, Smoothing, place, seen_pixels
 
 Kind = Literal["attention", "evidence", "contrast"]
 MapChoice = Literal["auto", "attention", "evidence", "contrast"]
 KINDS = get_args(Kind)
+SIDES = ("left", "top", "right", "bottom")  # of a box
 FLAT = 0.9  # of the perplexity that uniform attention has
 
 
@@ -70,6 +72,9 @@ class Maps:
             are undivided.
         source: the path of the image's file, if it came from one.
         refine: how many times finer than the patches the maps are, both ways, by averaging; 0 for plain maps.
+        crops: those of the image that the answer is the weighted mean of, if they are several. The grid is then one
+            over the whole image, and the network input of `geometry` the image resized, which no pass sees at once.
+        uniform: (h, w), what attention would be if it made no choice; None where that is the same everywhere.
 
     Raises:
         UserError: a map or a logit is not a finite number.
@@ -91,6 +96,8 @@ class Maps:
     refine: int = 0
     source: str | None = None
     temperature: float = 1.0
+    crops: tuple[Crop, ...] = ()
+    uniform: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for what in ("logits", "attention", "evidence"):
@@ -102,8 +109,9 @@ class Maps:
 
     def __repr__(self) -> str:
         said, (height, width) = self.subject, self.grid.shape
+        grid = f"{height}×{width} cells of {len(self.crops)} crops" if self.crops else f"{height}×{width} patches"
         return (
-            f"<{type(self).__name__} of {self.name!r}: {said.name} {said.probability:.1%}, {height}×{width} patches, "
+            f"<{type(self).__name__} of {self.name!r}: {said.name} {said.probability:.1%}, {grid}, "
             f"image {self.image.width}×{self.image.height}>"
         )
 
@@ -178,11 +186,11 @@ class Maps:
     def attention_is_flat(self) -> bool:
         """Whether attention says little: nearly uniform, or of several queries that share one decision.
 
-        Nearly uniform is a perplexity, exp(−Σ aᵢ·log aᵢ), of over `FLAT` of the number of patches.
+        Nearly uniform is a `flatness` of over `FLAT`.
         """
         if not self.class_wise and len(self.attention) > 1:
             return True
-        return flatness(self.map_for()) > FLAT
+        return flatness(self.map_for(), self.uniform) > FLAT
 
     def shown(self, map: MapChoice = "auto", target: int | str | None = None) -> Kind:
         """Which kind of map "auto" is here: attention, or evidence where attention is flat or not of the class.
@@ -307,7 +315,7 @@ class Maps:
         factor = side / max(self.image.size)
         width, height = (max(1, round(length * factor)) for length in self.image.size)
         image = self.image.resize((width, height), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
-        return replace(self, image=image, geometry=replace(self.geometry, image=(height, width)))
+        return replace(self, image=image, geometry=self.geometry.on((height, width)))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pixels, as plain values for JSON; evidence for the listed classes and the target."""
@@ -316,7 +324,8 @@ class Maps:
             listed.append(self.target)
         remainder = self.remainder
         order = np.argsort(-self.logits, kind="stable").tolist()
-        left, top, right, bottom = self.geometry.box
+        on_image = [(crop.geometry.on(self.geometry.image).box, crop.share) for crop in self.crops]
+        crops = {"crops": [{"box": dict(zip(SIDES, box, strict=True)), "share": share} for box, share in on_image]}
         return {
             "name": self.name,
             "source": self.source,
@@ -325,7 +334,8 @@ class Maps:
             "input": {
                 "width": self.geometry.size[1],
                 "height": self.geometry.size[0],
-                "box": {"left": left, "top": top, "right": right, "bottom": bottom},
+                "box": dict(zip(SIDES, self.geometry.box, strict=True)),
+                **(crops if self.crops else {}),
             },
             "grid": {
                 "height": self.grid.shape[0],
@@ -365,11 +375,19 @@ class Maps:
         }
 
 
-def flatness(attention: np.ndarray) -> float:
-    """How near attention (..., h, w) is to uniform: its perplexity over the number of patches, the mean of all maps."""
+def flatness(attention: np.ndarray, uniform: np.ndarray | None = None) -> float:
+    """How near attention (..., h, w) is to uniform, the mean of all maps: exp(−Σ aᵢ·log(aᵢ/uᵢ)), at most 1.
+
+    Where uniform attention u is the same everywhere, that is a's perplexity, exp(−Σ aᵢ·log aᵢ), over the patches.
+
+    Args:
+        attention: (..., h, w).
+        uniform: (h, w), where it is not the same everywhere.
+    """
     shares = attention / attention.sum((-2, -1), keepdims=True)
-    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum((-2, -1))
-    return float(np.mean(np.exp(entropy) / (shares.shape[-2] * shares.shape[-1])))
+    expected = 1 / (shares.shape[-2] * shares.shape[-1]) if uniform is None else uniform / uniform.sum()
+    divergence = (shares * np.log(np.maximum(shares, 1e-30) / np.maximum(expected, 1e-30))).sum((-2, -1))
+    return float(np.mean(np.exp(-divergence)))
 
 
 def class_index(class_names: Sequence[str], target: int | str) -> int:

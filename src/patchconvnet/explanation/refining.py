@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.errors import UserError
+from patchconvnet.explanation.crops import CELLS, View
 from patchconvnet.explanation.patch_grid import Grid, resample
 
 BATCH_PIXELS = 16 * 224 * 224  # of a batch's network inputs: beyond, more images at a time are not faster on a CPU
@@ -68,14 +70,19 @@ def refined(
     return fine, finer, evidence
 
 
-def times_finer(patch_size: int, size: tuple[int, int]) -> int:
+def times_finer(patch_size: int, preprocessing: Preprocessing, view: View) -> int:
     """How many times finer than its large patches a map must be to have `FINE` values a side; 0 if it has them.
+
+    A map that is merged of several crops has more values than one crop's, however the image is shaped.
 
     Args:
         patch_size: pixels of a patch.
-        size: (height, width) of the network input.
+        preprocessing: from image to network input.
+        view: what of the image is seen.
     """
     if patch_size < LARGE_PATCH:
         return 0
-    patches = min(size) // patch_size
+    patches = min(preprocessing.size) // patch_size
+    if view == "whole" and preprocessing.crop_ratio < 1:
+        patches = int(CELLS * min(preprocessing.size) / preprocessing.crop_ratio / patch_size)
     return 0 if patches >= FINE else -(-FINE // max(patches, 1))

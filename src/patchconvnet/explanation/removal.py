@@ -6,8 +6,8 @@ of the region through their receptive fields stays; pixels made grey, and run ag
 too, but show the network an image such as it never learned from.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from patchconvnet.data.geometry import Geometry
 from patchconvnet.errors import UserError
+from patchconvnet.explanation.crops import Crop, merged, merged_grid
 from patchconvnet.explanation.maps import Maps
 from patchconvnet.explanation.patch_grid import Grid, place
 
@@ -30,7 +31,9 @@ class Removal:
     Attributes:
         pixels: (H, W) bool, the part, on the image.
         patches: (h, w) bool, those taken out: at least half of their squares is in it.
-        grid: how these are placed on the network input.
+        grid: how these are placed on the network input. Of several crops, patches and grid are of the whole image, and
+            what was taken out are the cells of which most that saw them was.
+        geometry: how the network input is placed on the image.
         greyed: the image with the part's pixels in the preprocessing's mean colour.
         logits: (K,) float32, of the other patches pooled.
         greyed_logits: (K,) float32, of the greyed image, run again through the whole network.
@@ -39,13 +42,14 @@ class Removal:
     pixels: np.ndarray
     patches: np.ndarray
     grid: Grid
+    geometry: Geometry
     greyed: Image.Image
     logits: np.ndarray
     greyed_logits: np.ndarray
 
-    def patch_pixels(self, maps: Maps) -> np.ndarray:
-        """(H, W) bool: the squares of the patches that were taken out, on the image of `maps`."""
-        return place(self.patches.astype(np.float64), self.grid, maps.geometry, smoothing="nearest") > 0
+    def patch_pixels(self) -> np.ndarray:
+        """(H, W) bool: the squares of the patches that were taken out, on the image."""
+        return place(self.patches.astype(np.float64), self.grid, self.geometry, smoothing="nearest") > 0
 
     def to_dict(self, maps: Maps) -> dict[str, Any]:
         """Plain values for JSON: the part's box, the patches, and the listed classes with both answers."""
@@ -150,12 +154,50 @@ def logits_of_kept(attention: np.ndarray, evidence: np.ndarray, bias: np.ndarray
     return (bias + evidence[:, kept].sum(1, dtype=np.float64) / totals).astype(np.float32)
 
 
-def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.ndarray:
-    """(h, w) bool: the patches at least half of whose squares, on the image, are among the pixels (H, W).
+def removal(
+    image: Image.Image,
+    region: Region,
+    crops: Sequence[Crop],
+    grid: Grid,
+    logits_of_kept: Callable[[int, np.ndarray], np.ndarray],
+    logits_of_images: Callable[[Sequence[Image.Image]], np.ndarray],
+) -> Removal:
+    """Ask an image's crops what they answer without a part of it.
+
+    A crop of which nothing remains is left out, and the others' shares become larger by as much.
+
+    Args:
+        image: as it was before preprocessing.
+        region: the part.
+        crops: those that the answer was made of.
+        grid: how each one's patches are placed on the network input.
+        logits_of_kept: of a crop's number and its patches (h, w) bool that are kept: their logits (K,).
+        logits_of_images: of one image for each crop, still to be preprocessed: their logits (n, K).
 
     Raises:
-        UserError: there are none, or all are.
+        UserError: the region is none, or covers no patch, or all.
     """
+    size = (image.height, image.width)
+    pixels, crops = region_pixels(region, size), [replace(crop, geometry=crop.geometry.on(size)) for crop in crops]
+    removed = np.stack([covered_patches(pixels, grid, crop.geometry) for crop in crops])  # (n, h, w)
+    _check_covered(removed, grid, crops[0].geometry)
+    remaining = [i for i in range(len(crops)) if not removed[i].all()]
+    shares = np.array([crops[i].share for i in remaining])
+    logits = np.average([logits_of_kept(i, ~removed[i]) for i in remaining], axis=0, weights=shares)
+    grey = greyed(image, pixels, crops[0].preprocessing.mean)
+    logits_of_grey = np.average(
+        logits_of_images([crop.of(grey) for crop in crops]), axis=0, weights=[crop.share for crop in crops]
+    )
+    where, geometry, patches = grid, crops[0].geometry, removed[0]
+    if len(crops) > 1:
+        where, geometry = merged_grid(crops, grid)
+        out, all_of_it = (merged(values, crops, grid, where) for values in (removed, np.ones_like(removed)))
+        patches = out > LEAST_COVERED * all_of_it
+    return Removal(pixels, patches, where, geometry, grey, logits.astype(np.float32), logits_of_grey.astype(np.float32))
+
+
+def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.ndarray:
+    """(h, w) bool: the patches at least half of whose squares, on the image, are among the pixels (H, W)."""
     left, top, right, bottom = geometry.box
     scales = ((bottom - top) / geometry.size[0], (right - left) / geometry.size[1])  # image pixels per input pixel
     sums = np.pad(pixels.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -166,12 +208,16 @@ def covered_patches(pixels: np.ndarray, grid: Grid, geometry: Geometry) -> np.nd
         edges.append([np.clip(np.round(centres + side), 0, pixels.shape[axis]).astype(int) for side in (-half, half)])
     (y0, y1), (x0, x1) = edges
     inside = sums[y1][:, x1] - sums[y0][:, x1] - sums[y1][:, x0] + sums[y0][:, x0]
-    removed = inside >= LEAST_COVERED * grid.step[0] * scales[0] * grid.step[1] * scales[1]
+    return inside >= LEAST_COVERED * grid.step[0] * scales[0] * grid.step[1] * scales[1]
+
+
+def _check_covered(removed: np.ndarray, grid: Grid, geometry: Geometry) -> None:
     if not removed.any():
+        left, top, right, bottom = geometry.box
+        height, width = (bottom - top) / geometry.size[0], (right - left) / geometry.size[1]
         raise UserError(
-            f"the part to remove covers half of no patch; a patch is {grid.step[1] * scales[1]:.0f} × "
-            f"{grid.step[0] * scales[0]:.0f} pixels of this image. Give a larger part, or a larger `size` of the input."
+            f"the part to remove covers half of no patch; a patch is {grid.step[1] * width:.0f} × "
+            f"{grid.step[0] * height:.0f} pixels of this image. Give a larger part, or a larger `size` of the input."
         )
     if removed.all():
         raise UserError("the part to remove covers all patches, so nothing is left to classify.")
-    return removed

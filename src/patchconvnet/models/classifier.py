@@ -82,6 +82,11 @@ class AttentionClassifier(nn.Module):
 
     # What a subclass gives
 
+    @property
+    def knows_all_evidence(self) -> bool:
+        """Whether evidence can be had for any class of any image, and not only for an image's likeliest ones."""
+        return True
+
     def whole_answer(self, image: Tensor) -> WholeAnswer | None:
         """What an exported file answers; None from networks, whose patches and pooling can be asked themselves."""
         return None

@@ -169,7 +169,7 @@ def test_what_if_this_were_gone(asked: Opened, explanation: Explanation) -> None
     removed = np.array(saved["without"]["patches"], bool)
     assert 4 < removed.sum() < 40
     assert f"{removed.sum()} of 64 patches are gone" in asked.page.inner_text("#gone")
-    logits = explanation.forward_pass.logits_of(~removed)
+    logits = explanation.forward_pass.logits_of(0, ~removed)
     shares = explanation.probabilities_of(logits)
     for one in saved["without"]["classes"]:
         np.testing.assert_allclose(one["logit"], logits[one["index"]], atol=1e-4)
@@ -201,7 +201,7 @@ def test_patches_are_taken_out_by_keyboard(asked: Opened, explanation: Explanati
     removed[3, 5] = True
     saved = json.loads(asked.saved("#save-data"))
     np.testing.assert_array_equal(saved["without"]["patches"], removed)
-    logits = explanation.forward_pass.logits_of(~removed)
+    logits = explanation.forward_pass.logits_of(0, ~removed)
     assert saved["without"]["classes"][0]["logit"] == pytest.approx(logits.max(), abs=1e-4)
     asked.page.focus("#view")
     asked.page.keyboard.press(" ")
