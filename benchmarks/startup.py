@@ -34,7 +34,7 @@ def main() -> None:
             "import torch, torchvision": ["-c", "import torchvision"],
             "import patchconvnet.explanation.figures": ["-c", "import patchconvnet.explanation.figures"],
             "explain": explain,
-            "explain, plain map": [*explain, "--refine", "0"],
+            "explain --view own": [*explain, "--view", "own"],
             "explain --only json,overlay": [*explain, "--only", "json,overlay"],
         }
         print("| command | seconds | processor seconds |\n|---|---|---|")
