@@ -1,6 +1,7 @@
 """What if this were gone: exact against scores of −∞, what a region may be, its figure and its JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from patchconvnet import Explanation, UserError, explain, with_attention_pooling
+from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explanation.figures import removal_figure
 from patchconvnet.explanation.removal import covered_patches, region_pixels
 
@@ -81,6 +83,37 @@ def test_norms_behind_the_pooling_are_run_again(backbone: str, pooling: str, ima
     tensor = explanation.forward_pass.crops[0].preprocessing(image)[None]
     expected = logits_with_scores_of_minus_infinity(model, tensor, removal.patches)
     np.testing.assert_allclose(removal.logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["additive", "additive_multi", "keras"])
+def test_a_part_is_taken_out_of_every_crop(pooling: str) -> None:
+    """Against the crops made by hand, the part taken out of each."""
+    cut = Preprocessing((32, 32), "crop", 0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+    whole_cut = replace(cut, crop_ratio=1.0)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8))
+    model, box = network(pooling), (0, 0, 45, 60)
+    crops = [  # the centre, and two that cover the image; each with the box on it
+        (image, cut, box),
+        (image.crop((0, 0, 60, 60)), whole_cut, box),
+        (image.crop((30, 0, 90, 60)), whole_cut, (0, 0, 15, 60)),
+    ]
+    apart = [explain(model, one, preprocessing=how, view="own").without(where) for one, how, where in crops]
+    together = explain(model, image, preprocessing=cut).without(box)
+    for what in ("logits", "greyed_logits"):
+        expected = np.average([getattr(each, what) for each in apart], axis=0, weights=[0.5, 0.25, 0.25])
+        np.testing.assert_allclose(getattr(together, what), expected, atol=1e-5)
+    taken = together.patch_pixels()
+    assert taken[4:-4, 4:40].all()
+    assert not taken[:, 52:].any()
+
+
+def test_a_crop_of_which_nothing_remains_is_left_out() -> None:
+    cut = Preprocessing((32, 32), "crop", 0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 180, 3), np.uint8))
+    model = network("additive")
+    gone = explain(model, image, preprocessing=cut).without((0, 0, 120, 60))  # the centre too, and two of three
+    right = explain(model, image.crop((120, 0, 180, 60)), preprocessing=replace(cut, crop_ratio=1.0), view="own")
+    np.testing.assert_allclose(gone.logits, right.logits, atol=1e-5)
 
 
 def test_it_follows_from_evidence_and_attention_where_one_query_is_shared(image: Image.Image) -> None:
