@@ -65,7 +65,7 @@ def explain_files(
             if not reading or len(opened) == batch_size or sum(map(_pixels, opened)) >= MOST_HELD:
                 if threads:
                     threads.begin()
-                parts = [opened[i : i + few] for i in range(0, len(opened), few)]
+                parts = _divided(opened, few)
                 answered = for_each(lambda part: _answers(model, part, question), parts, like.device)
                 answers = (one for part in answered for one in part)
                 if threads and len(opened) == batch_size:
@@ -142,6 +142,19 @@ def _result(reading: "Future[Opened]", room: _Room, place: int) -> Opened | Exce
         return error
     room.add(-_pixels(opened))
     return opened
+
+
+def _divided(opened: list[Opened], most: int) -> list[list[Opened]]:
+    """Images in parts, in order, of at most as many network inputs, or of one image where it has more by itself."""
+    parts: list[list[Opened]] = []
+    inputs = most
+    for one in opened:
+        if inputs + len(one.crops) > most:
+            parts.append([])
+            inputs = 0
+        parts[-1].append(one)
+        inputs += len(one.crops)
+    return parts
 
 
 def _pixels(opened: Opened) -> int:
