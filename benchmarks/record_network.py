@@ -18,6 +18,8 @@ CHANGES = {
     "channel_attention": "for every channel a softmax over the places of its own values, 4 times as sharp at first and "
     "learned, instead of their maximum",
     "map8": "the last map has 8 × 8 places, not 3 × 3 (no pool in the third group, pools round up); 192 wide, not 256",
+    "coarse": "with 8 × 8 places: the last convolution works on 4 × 4, maxima of 2 × 2, and its answer is added to "
+    "what went into the norm before it, each place four times; 224 wide, not 192",
     "norm_order": "as in our blocks: the second convolution's answer is added to what went into its norm and GELU "
     "(pre-activation), default initialisation there; no GELU before the pooling",
     "default_init": "PyTorch's initialisation of the convolutions, not Dirac's",
@@ -26,7 +28,11 @@ CHANGES = {
     "adamw": "AdamW with the rates of cifar10_10min for what Muon does not take",
     "no_lookahead": "no Lookahead",
 }
-WIDTHS, WIDTHS_MAP8 = (64, 256, 256), (64, 192, 192)  # of the groups; the second does as many operations at 8 × 8
+WIDTHS, WIDTHS_MAP8, WIDTHS_COARSE = (
+    (64, 256, 256),
+    (64, 192, 192),
+    (64, 224, 224),
+)  # of the groups, for as many operations
 WHITENING_SIDE = 2  # pixels
 WHITENING_FLOOR = 5e-4
 LOGIT_SCALE = 1 / 9
@@ -45,7 +51,10 @@ class RecordNetwork(nn.Module):
         super().__init__()
         filters = 2 * 3 * WHITENING_SIDE**2
         large_map, residual = "map8" in changes, "norm_order" in changes
-        widths = WIDTHS_MAP8 if large_map else WIDTHS
+        coarse = "coarse" in changes
+        if coarse and not large_map:
+            raise ValueError("the change coarse is one of map8; give both")
+        widths = WIDTHS_COARSE if coarse else WIDTHS_MAP8 if large_map else WIDTHS
         common: dict[str, bool] = {
             "residual": residual, "dirac": "default_init" not in changes, "norm_scale": "norm_scale" in changes
         }  # fmt: skip
@@ -53,7 +62,7 @@ class RecordNetwork(nn.Module):
         self.groups = nn.Sequential(
             Group(filters, widths[0], round_up=large_map, **common),
             Group(widths[0], widths[1], round_up=large_map, **common),
-            Group(widths[1], widths[2], pool=not large_map, last_act=not residual, **common),
+            Group(widths[1], widths[2], pool=not large_map, last_act=not residual, coarse=coarse, **common),
         )
         self.attention = AdditivePooling(widths[2], norm="none") if "attention" in changes else None
         self.channel_attention = ChannelAttention(widths[2]) if "channel_attention" in changes else None
@@ -98,6 +107,7 @@ class Group(nn.Module):
         round_up: whether the pool keeps a last odd row and column.
         residual: whether the second convolution's answer is added to the first one's.
         last_act: whether there is the last GELU.
+        coarse: whether the second convolution works on the maxima of 2 × 2 places, its answer added to the first one's.
         dirac: whether the convolutions begin as the identity, as far as their channels reach.
         norm_scale: whether the norms are PyTorch's own, with a scale that is learned.
     """
@@ -111,11 +121,12 @@ class Group(nn.Module):
         round_up: bool = False,
         residual: bool = False,
         last_act: bool = True,
+        coarse: bool = False,
         dirac: bool = True,
         norm_scale: bool = False,
     ):
         super().__init__()
-        self.residual = residual
+        self.residual, self.coarse = residual, coarse
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.pool = nn.MaxPool2d(2, ceil_mode=round_up) if pool else nn.Identity()
         self.norm1, self.norm2 = (nn.BatchNorm2d(channels, **({} if norm_scale else BATCH_NORM)) for _ in range(2))
@@ -128,8 +139,12 @@ class Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.pool(self.conv1(x))
-        second = self.conv2(F.gelu(self.norm1(first)))
-        return self.last_act(self.norm2(first + second if self.residual else second))
+        x = F.gelu(self.norm1(first))
+        if self.coarse:
+            second = F.interpolate(self.conv2(F.max_pool2d(x, 2)), scale_factor=2)
+        else:
+            second = self.conv2(x)
+        return self.last_act(self.norm2(first + second if self.residual or self.coarse else second))
 
 
 class ChannelAttention(nn.Module):
