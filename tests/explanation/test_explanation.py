@@ -192,9 +192,11 @@ def test_whole_images_share_their_passes(model):
         np.testing.assert_allclose(one.logits, explain(model, image, preprocessing=CUT).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["stretch", "letterbox", "crop"])
-def test_an_image_that_is_not_cut_is_seen_whole_in_one_pass(model, way):
-    image = Image.new("RGB", (60, 60) if way == "crop" else (90, 60), "red")
+@pytest.mark.parametrize(
+    ("way", "size"), [("stretch", (90, 60)), ("letterbox", (90, 60)), ("crop", (60, 60)), ("crop", (201, 200))]
+)
+def test_an_image_that_is_not_cut_is_seen_whole_in_one_pass(model, way, size):
+    image = Image.new("RGB", size, "red")
     whole, own = (explain(model, image, preprocessing=Preprocessing((32, 32), way), view=v) for v in ("whole", "own"))
     assert (whole.grid, whole.geometry, whole.crops) == (own.grid, own.geometry, ())
     np.testing.assert_array_equal(whole.attention, own.attention)

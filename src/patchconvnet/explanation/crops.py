@@ -48,8 +48,8 @@ class Crop:
 def crops_of(preprocessing: Preprocessing, height: int, width: int, view: View) -> tuple[Crop, ...]:
     """The crops that an answer about an image of `height` × `width` pixels is made of.
 
-    One where the view is "own", and where the preprocessing cuts nothing off. Of an image so long that more than
-    `MOST_CROPS` would be needed to cover it, what lies between these is not seen.
+    One where the view is "own", and where the preprocessing cuts nothing off, or next to nothing. Of an image so long
+    that more than `MOST_CROPS` would be needed to cover it, what lies between these is not seen.
 
     Raises:
         UserError: the image is so long and thin that it would be resized beyond what is allowed.
@@ -64,6 +64,8 @@ def crops_of(preprocessing: Preprocessing, height: int, width: int, view: View) 
     along = 0 if height > part[0] else 1
     longer, length = (height, width)[along], max(part[along], 1)
     count = min(max(1, math.ceil(longer / length - SPARED)), MOST_CROPS)
+    if count == 1 and preprocessing.crop_ratio == 1:  # it would be the centre's crop again
+        return (Crop(preprocessing, centre, 1.0),)
     spare = longer - length
     starts = [round(i * spare / (count - 1)) for i in range(count)] if count > 1 else [spare // 2]
     crops = [Crop(preprocessing, centre, CENTRE_SHARE)]
