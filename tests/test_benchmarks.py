@@ -80,7 +80,11 @@ def test_the_table_of_the_record_is_the_stored_results() -> None:
     assert between("benchmarks.md", record_control.BEGIN, record_control.END_OF_TABLE) == made
 
 
-@pytest.mark.parametrize("changes", [[], *([change] for change in CHANGES), list(CHANGES)], ids="+".join)
+@pytest.mark.parametrize(
+    "changes",
+    [[], *([change] if change != "coarse" else ["map8", change] for change in CHANGES), list(CHANGES)],
+    ids="+".join,
+)
 def test_the_records_network_learns_with_every_change_at_the_same_cost(changes: list[str]) -> None:
     assert forward_operations(changes) == pytest.approx(forward_operations([]), rel=0.03)
     torch.manual_seed(0)
@@ -102,6 +106,11 @@ def test_the_records_network_learns_with_every_change_at_the_same_cost(changes: 
         for optimizer in optimizers:
             optimizer.step()
     assert losses[-1] < losses[0]
+
+
+def test_a_coarse_part_is_one_of_the_larger_map() -> None:
+    with pytest.raises(ValueError, match="give both"):
+        RecordNetwork(["coarse"])
 
 
 def test_the_records_first_convolution_whitens() -> None:
