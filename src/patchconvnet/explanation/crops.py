@@ -9,7 +9,7 @@ so evidence, laid where each crop saw it, still sums to them. NumPy alone.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.explanation.patch_grid import Grid
 
 View = Literal["own", "whole"]
-VIEWS = ("own", "whole")
+VIEWS = get_args(View)
 CENTRE_SHARE = 0.5  # of the crop that the preprocessing makes
 SPARED = 0.02  # of a crop's length, which one crop fewer leaves unseen
 MOST_CROPS = 12  # that cover an image

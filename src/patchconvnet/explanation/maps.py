@@ -325,7 +325,7 @@ class Maps:
         remainder = self.remainder
         order = np.argsort(-self.logits, kind="stable").tolist()
         on_image = [(crop.geometry.on(self.geometry.image).box, crop.share) for crop in self.crops]
-        crops = {"crops": [{"box": dict(zip(SIDES, box, strict=True)), "share": share} for box, share in on_image]}
+        crops = [{"box": dict(zip(SIDES, box, strict=True)), "share": share} for box, share in on_image]
         return {
             "name": self.name,
             "source": self.source,
@@ -335,7 +335,7 @@ class Maps:
                 "width": self.geometry.size[1],
                 "height": self.geometry.size[0],
                 "box": dict(zip(SIDES, self.geometry.box, strict=True)),
-                **(crops if self.crops else {}),
+                **({"crops": crops} if crops else {}),
             },
             "grid": {
                 "height": self.grid.shape[0],
