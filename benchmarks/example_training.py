@@ -7,6 +7,7 @@ A step is forward, loss, backward and optimizer on a batch already in memory, as
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 import patchconvnet  # noqa: F401  (registers the models)
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 from patchconvnet.models.cost import multiply_accumulates
+from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.optimization import build_optimizer
 from patchconvnet.training.recipe import OptimizationOptions
 
@@ -43,7 +45,9 @@ def training_step(model: Any, dtype: torch.dtype, run: nn.Module | None = None) 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             logits = forward(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        loss = F.cross_entropy(logits.float(), labels)
+        with faster_backward(model) if run is None else nullcontext():  # as `patchconvnet train`: not what is compiled
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -25,7 +25,7 @@ from measuring import setup, spread
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
-from patchconvnet.training.depthwise import faster_backward
+from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.measured_rates import measured_rates
 from patchconvnet.training.operations import Amount, combined
 from patchconvnet.training.optimization import build_optimizer

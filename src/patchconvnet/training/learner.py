@@ -17,7 +17,7 @@ from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import check_state
 from patchconvnet.training import sharding
-from patchconvnet.training.depthwise import faster_backward
+from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.launch import is_sharded
 from patchconvnet.training.optimization import build_optimizer, set_learning_rate

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from patchconvnet.training.depthwise import is_depthwise, is_slow
+from patchconvnet.training.convolution_gradients import is_depthwise, is_slow
 
 MATRIX = "matrix products"
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions", "convolutions, backward"
 POINTWISE, POINTWISE_BACKWARD = "1×1 convolutions", "1×1 convolutions, backward"
 DEPTHWISE, DEPTHWISE_BACKWARD = "depthwise convolutions", "depthwise convolutions, backward"
-# these two in float32 wherever a CPU computes them (depthwise.py)
+# these two in float32 wherever a CPU computes them (convolution_gradients.py)
 DEPTHWISE_STRIDED = "strided depthwise convolutions, gradient of the input"
 DEPTHWISE_LARGE = "depthwise convolutions above 3×3, gradient of the weights"
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention, backward"

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from patchconvnet.errors import UserError
 from patchconvnet.hardware import fastest_dtype
 from patchconvnet.models import AttentionClassifier
-from patchconvnet.training.depthwise import faster_backward
+from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.measured_rates import measured_rates
 from patchconvnet.training.operations import Counter, Counts, combined
 from patchconvnet.training.optimization import build_optimizer

@@ -1,4 +1,4 @@
-"""Gradients of depthwise convolutions in float32: the same numbers, only where they are wanted, in a real training."""
+"""Gradients of convolutions by other ways: the same numbers, only where they are wanted, in a real training."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.training import depthwise
-from patchconvnet.training.depthwise import Float32Depthwise, faster_backward
+from patchconvnet.hardware import cpu_has_matrix_units
+from patchconvnet.training import convolution_gradients
+from patchconvnet.training.convolution_gradients import FasterGradients, faster_backward
 from patchconvnet.training.recipe import ModelOptions
 
 
@@ -34,11 +35,11 @@ def gradients(layer: nn.Conv2d, images: Tensor, context: Any) -> tuple[Tensor, .
 def test_gradients_are_those_of_float32_rounded(
     kernel: int, stride: int, bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depthwise, "CHUNK", chunk)  # one image, three, or all at once
+    monkeypatch.setattr(convolution_gradients, "CHUNK", chunk)  # one image, three, or all at once
     torch.manual_seed(0)
     layer = nn.Conv2d(16, 16, kernel, stride, padding=kernel // 2, groups=16, bias=bias).bfloat16()
     images = torch.randn(8, 16, 14, 14).contiguous(memory_format=torch.channels_last).bfloat16()
-    ours = gradients(layer, images, Float32Depthwise())
+    ours = gradients(layer, images, FasterGradients())
     plain = gradients(layer, images, nullcontext())
     exact = gradients(layer.float(), images.float(), nullcontext())
     for which, (one, two, right) in enumerate(zip(ours, plain, exact, strict=True)):
@@ -46,6 +47,57 @@ def test_gradients_are_those_of_float32_rounded(
         torch.testing.assert_close(one.float(), right, rtol=2**-8, atol=float(right.abs().max()) * 1e-5)
         if not (stride > 1, kernel > 3, kernel > 3)[which]:
             assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 5, 1), (40, 4, 4), (13, 6, 7), (9, 3, 8), (3, 12, 8)])
+def test_narrow_images_side_by_side_have_the_same_gradients(
+    batch: int, height: int, width: int, bias: bool, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, 3, padding=1, bias=bias).bfloat16()
+    images = torch.randn(batch, 16, height, width).contiguous(memory_format=memory_format).bfloat16()
+    ours = gradients(layer, images, FasterGradients(side_by_side=True))
+    plain = gradients(layer, images, FasterGradients(side_by_side=False))
+    exact = gradients(layer.float(), images.float(), nullcontext())
+    assert torch.equal(ours[0], plain[0])  # of the images
+    for one, right in zip(ours[1:], exact[1:], strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), right, rtol=2**-7, atol=float(right.abs().max()) * 2**-8)
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "changed"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1), 8, True),
+        (nn.Conv2d(8, 8, 3, padding=1), 9, False),  # wide enough as it is
+        (nn.Conv2d(8, 8, 3), 8, False),
+        (nn.Conv2d(8, 8, 3, 2, padding=1), 8, False),
+        (nn.Conv2d(8, 8, 3, padding=2, dilation=2), 8, False),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=2), 8, False),
+        (nn.Conv2d(8, 8, 1), 8, False),
+        (nn.Conv2d(8, 8, 5, padding=2), 8, False),
+        (nn.ConvTranspose2d(8, 8, 3, padding=1), 8, False),
+    ],
+    ids=str,
+)
+def test_only_narrow_images_of_plain_3_by_3_convolutions_are_laid_side_by_side(
+    layer: nn.Module, width: int, changed: bool
+) -> None:
+    shapes = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func._opname == "convolution_backward":
+                shapes.add(args[1].shape)
+            return func(*args, **(kwargs or {}))
+
+    images = torch.rand(16, 8, 9, width).bfloat16()
+    out = layer.bfloat16()(images.requires_grad_())
+    with Shapes(), FasterGradients(side_by_side=True):
+        out.sum().backward()
+    assert shapes == ({images.shape, (3, 8, 9, 7 * 9)} if changed else {images.shape})
 
 
 def converted(layer: nn.Module, images: Tensor, context: Any) -> set[torch.dtype]:
@@ -67,30 +119,31 @@ def converted(layer: nn.Module, images: Tensor, context: Any) -> set[torch.dtype
 def test_nothing_else_changes() -> None:
     strided = nn.Conv2d(8, 8, 3, 2, groups=8).bfloat16()
     images = torch.rand(2, 8, 9, 9).bfloat16()
-    assert converted(strided, images, Float32Depthwise()) == {torch.bfloat16, torch.float32}  # weights, input
+    assert converted(strided, images, FasterGradients()) == {torch.bfloat16, torch.float32}  # weights, input
     assert converted(strided, images, nullcontext()) == {torch.bfloat16}
     large = nn.Conv2d(8, 8, 5, groups=8).bfloat16()
-    assert converted(large, images, Float32Depthwise()) == {torch.bfloat16, torch.float32}  # input; weights and bias
+    assert converted(large, images, FasterGradients()) == {torch.bfloat16, torch.float32}  # input; weights and bias
     for layer in (nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 8, 5, groups=4), nn.ConvTranspose2d(8, 8, 3, 2, groups=8)):
-        assert converted(layer.bfloat16(), images, Float32Depthwise()) == {torch.bfloat16}
-    assert converted(strided.half(), images.half(), Float32Depthwise()) == {torch.float16}
+        assert converted(layer.bfloat16(), images, FasterGradients()) == {torch.bfloat16}
+    assert converted(strided.half(), images.half(), FasterGradients()) == {torch.float16}
 
 
 def test_only_networks_that_have_such_layers() -> None:
     assert isinstance(faster_backward(nn.Conv2d(4, 4, 3, groups=4)), nullcontext)
     assert isinstance(faster_backward(nn.Conv2d(4, 4, 7)), nullcontext)
-    assert isinstance(faster_backward(nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4))), Float32Depthwise)
+    assert isinstance(faster_backward(nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4))), FasterGradients)
+    assert isinstance(faster_backward(nn.Conv2d(4, 4, 3)), FasterGradients) == cpu_has_matrix_units()
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": "blocks"}, {"optimization": {"accumulate": 2}}])
 def test_a_training_computes_them_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    formats, within = [], depthwise._in_float32
+    formats, within = [], convolution_gradients._in_float32
 
     def counted(gradient: Tensor, *args: Any) -> Any:
         formats.append(gradient.dtype)
         return within(gradient, *args)
 
-    monkeypatch.setattr(depthwise, "_in_float32", counted)
+    monkeypatch.setattr(convolution_gradients, "_in_float32", counted)
     model = {"name": "test_efficientnet", "pretrained": False, "options": {}}
     made = replace(MICRO, model=ModelOptions(**model))
     made = replace(made, preprocessing=Preprocessing(size=(32, 32)), precision="bf16-mixed", epochs=1)
