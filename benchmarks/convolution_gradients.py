@@ -73,8 +73,8 @@ def line(name: str, r: dict[str, Any]) -> str:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """One machine's lines, and what they were measured on."""
     lines = [
-        "| network | images | step with PyTorch's gradients | as trained | times as fast | gradients off float32's: before "
-        "| now |",
+        "| network | images | step with PyTorch's gradients | as trained | times as fast | gradients off float32's: "
+        "before | now |",
         "|---|---|---|---|---|---|---|",
         *(line(name, results[name]) for name in NETWORKS if name in results),
         "",
