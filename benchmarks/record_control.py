@@ -193,7 +193,7 @@ def build_optimizers(network: RecordNetwork, changes: Sequence[str]) -> list[tor
         ]
         optimizers.append(torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95)))
     else:
-        norms = [name for name in others if ".norm" in name and "norm_scale" not in changes]
+        norms = [n for n in others if n.startswith("groups.") and ".norm" in n and "norm_scale" not in changes]
         groups = [
             {"params": [learned[name] for name in names], "initial_lr": its, "lr": its, "weight_decay": decay / its}
             for names, its in ((norms, NORM_BIAS_RATE * rate), ([n for n in others if n not in norms], rate))

@@ -5,12 +5,14 @@ github.com/KellerJordan/cifar10-airbench. Used by `record_control.py`; written a
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from patchconvnet.models.layers import SqueezeExcite
 from patchconvnet.models.pooling import AdditivePooling
 
 CHANGES = {
@@ -22,6 +24,10 @@ CHANGES = {
     "what went into the norm before it, each place four times; 224 wide, not 192",
     "norm_order": "as in our blocks: the second convolution's answer is added to what went into its norm and GELU "
     "(pre-activation), default initialisation there; no GELU before the pooling",
+    "whitening3": "whitening as in our stems: 3×3, padded, the 12 strongest of 27 filters and their negatives, not all "
+    "12 of 2×2",
+    "excitation": "squeeze-and-excitation of what the last convolution gives",
+    "layer_norm": "layer norm of the last map's places before the pooling, as in our heads",
     "default_init": "PyTorch's initialisation of the convolutions, not Dirac's",
     "norm_scale": "batch norms as ours: a learned scale, the bias at the others' rate, statistics' momentum 0.1",
     "muon": "Muon for the 3×3 convolutions, with the rates and the momentum of cifar10_10min",
@@ -36,6 +42,7 @@ WIDTHS, WIDTHS_MAP8, WIDTHS_COARSE = (
 WHITENING_SIDE = 2  # pixels
 WHITENING_FLOOR = 5e-4
 LOGIT_SCALE = 1 / 9
+EXCITATION = 0.25  # width of its hidden layer, of the channels
 SHARPNESS = 4.0  # of channel_attention, at first
 BATCH_NORM = {"momentum": 0.4, "eps": 1e-12}
 
@@ -58,13 +65,28 @@ class RecordNetwork(nn.Module):
         common: dict[str, bool] = {
             "residual": residual, "dirac": "default_init" not in changes, "norm_scale": "norm_scale" in changes
         }  # fmt: skip
-        self.whitening = nn.Conv2d(3, filters, WHITENING_SIDE)
+        if "whitening3" in changes and not large_map:
+            raise ValueError("the change whitening3 is one of map8, whose pools round up; give both")
+        side, padding = (3, 1) if "whitening3" in changes else (WHITENING_SIDE, 0)
+        self.whitening = nn.Conv2d(3, filters, side, padding=padding)
         self.groups = nn.Sequential(
             Group(filters, widths[0], round_up=large_map, **common),
             Group(widths[0], widths[1], round_up=large_map, **common),
-            Group(widths[1], widths[2], pool=not large_map, last_act=not residual, coarse=coarse, **common),
+            Group(
+                widths[1],
+                widths[2],
+                pool=not large_map,
+                last_act=not residual,
+                coarse=coarse,
+                excitation="excitation" in changes,
+                **common,
+            ),
         )
-        self.attention = AdditivePooling(widths[2], norm="none") if "attention" in changes else None
+        normalised = "layer_norm" in changes
+        if normalised and "attention" not in changes:
+            raise ValueError("the change layer_norm is one of attention; give both")
+        norm: Literal["layer", "none"] = "layer" if normalised else "none"
+        self.attention = AdditivePooling(widths[2], norm=norm) if "attention" in changes else None
         self.channel_attention = ChannelAttention(widths[2]) if "channel_attention" in changes else None
         self.classifier = nn.Linear(widths[2], num_classes, bias=False)
 
@@ -81,17 +103,18 @@ class RecordNetwork(nn.Module):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Fix the first convolution: the eigenvectors of the images' 2 × 2 patches, of variance 1, and their negatives.
+        """Fix the first convolution: the eigenvectors of the images' patches, of variance 1, and their negatives.
 
-        Unlike `PooledStem.whiten` it takes every patch, and their second moments about zero, as the record does.
+        They are of 2 × 2 pixels unless changed. Unlike `PooledStem.whiten` it takes every patch, and their second
+        moments about zero, as the record does.
 
         Args:
             images: (N, 3, H, W), normalised.
         """
         weight = self.whitening.weight
-        patches = F.unfold(images, WHITENING_SIDE).movedim(1, 2).flatten(0, 1).double()  # (N·h·w, 12)
+        patches = F.unfold(images, self.whitening.kernel_size).movedim(1, 2).flatten(0, 1).double()  # (N·h·w, 12)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / (values + WHITENING_FLOOR).sqrt()).T.flip(0)
+        filters = (vectors / (values + WHITENING_FLOOR).sqrt()).T.flip(0)[: len(weight) // 2]  # the strongest
         weight.copy_(torch.cat([filters, -filters]).view_as(weight))
         weight.requires_grad_(False)
         assert self.whitening.bias is not None
@@ -108,6 +131,7 @@ class Group(nn.Module):
         residual: whether the second convolution's answer is added to the first one's.
         last_act: whether there is the last GELU.
         coarse: whether the second convolution works on the maxima of 2 × 2 places, its answer added to the first one's.
+        excitation: whether squeeze-and-excitation follows the second convolution.
         dirac: whether the convolutions begin as the identity, as far as their channels reach.
         norm_scale: whether the norms are PyTorch's own, with a scale that is learned.
     """
@@ -122,6 +146,7 @@ class Group(nn.Module):
         residual: bool = False,
         last_act: bool = True,
         coarse: bool = False,
+        excitation: bool = False,
         dirac: bool = True,
         norm_scale: bool = False,
     ):
@@ -132,6 +157,7 @@ class Group(nn.Module):
         self.norm1, self.norm2 = (nn.BatchNorm2d(channels, **({} if norm_scale else BATCH_NORM)) for _ in range(2))
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.last_act = nn.GELU() if last_act else nn.Identity()
+        self.excitation = SqueezeExcite(channels, EXCITATION, bias=True) if excitation else None
         for norm in (self.norm1, self.norm2):
             norm.weight.requires_grad_(norm_scale)  # else it stays 1
         for conv in () if not dirac else (self.conv1,) if residual else (self.conv1, self.conv2):
@@ -140,10 +166,11 @@ class Group(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = self.pool(self.conv1(x))
         x = F.gelu(self.norm1(first))
+        second = self.conv2(F.max_pool2d(x, 2) if self.coarse else x)
+        if self.excitation is not None:
+            second = self.excitation(second.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.coarse:
-            second = F.interpolate(self.conv2(F.max_pool2d(x, 2)), scale_factor=2)
-        else:
-            second = self.conv2(x)
+            second = F.interpolate(second, scale_factor=2)
         return self.last_act(self.norm2(first + second if self.residual or self.coarse else second))
 
 
