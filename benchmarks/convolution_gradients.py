@@ -58,7 +58,7 @@ def main() -> None:
         kept.setdefault(s["machine"], {})[name] = result
         write_text(KEPT, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
         print(line(name, result), flush=True)
-    replace_between(PAGE, BEGIN, END, "\n\n".join(table(results) for results in kept.values()))
+    replace_between(PAGE, BEGIN, END, tables(kept))
 
 
 def line(name: str, r: dict[str, Any]) -> str:
@@ -68,6 +68,11 @@ def line(name: str, r: dict[str, Any]) -> str:
         f"| {name} | {batch} of {side}×{side} | {r['before']:.3f} s | {r['now']:.3f} s | **{r['ratio']:.2f}** | "
         f"{r['error_before']:.2%} | {r['error_now']:.2%} |"
     )
+
+
+def tables(kept: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A table for each machine."""
+    return "\n\n".join(table(results) for results in kept.values())
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

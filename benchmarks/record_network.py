@@ -112,7 +112,7 @@ class RecordNetwork(nn.Module):
             images: (N, 3, H, W), normalised.
         """
         weight = self.whitening.weight
-        patches = F.unfold(images, self.whitening.kernel_size).movedim(1, 2).flatten(0, 1).double()  # (N·h·w, 12)
+        patches = F.unfold(images, self.whitening.kernel_size).movedim(1, 2).flatten(0, 1).double()  # (N·h·w, 12 or 27)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + WHITENING_FLOOR).sqrt()).T.flip(0)[: len(weight) // 2]  # the strongest
         weight.copy_(torch.cat([filters, -filters]).view_as(weight))

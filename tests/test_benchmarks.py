@@ -20,6 +20,7 @@ import ablations  # noqa: E402
 import accuracy  # noqa: E402
 import bulk  # noqa: E402
 import checkpoint_writing  # noqa: E402
+import convolution_gradients  # noqa: E402
 import deployed  # noqa: E402
 import plan  # noqa: E402
 import record_control  # noqa: E402
@@ -43,6 +44,12 @@ def test_the_speed_table_is_the_stored_results() -> None:
 def test_the_accuracy_table_is_the_stored_results() -> None:
     stored = json.loads((run_all.RESULTS / "accuracy.json").read_text())
     assert between("benchmarks.md", accuracy.BEGIN, accuracy.END) == accuracy.table(stored)
+
+
+def test_the_tables_of_gradients_are_the_stored_results() -> None:
+    stored = json.loads(convolution_gradients.KEPT.read_text())
+    page = between("plan.md", convolution_gradients.BEGIN, convolution_gradients.END)
+    assert page == convolution_gradients.tables(stored)
 
 
 def test_the_ablation_tables_are_the_stored_results() -> None:

@@ -85,35 +85,29 @@ def test_narrow_images_side_by_side_have_the_same_gradients(
 def test_only_narrow_images_of_plain_3_by_3_convolutions_are_laid_side_by_side(
     layer: nn.Module, width: int, changed: bool
 ) -> None:
-    shapes = set()
-
-    class Shapes(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func._opname == "convolution_backward":
-                shapes.add(args[1].shape)
-            return func(*args, **(kwargs or {}))
-
     images = torch.rand(16, 8, 9, width).bfloat16()
-    out = layer.bfloat16()(images.requires_grad_())
-    with Shapes(), FasterGradients(side_by_side=True):
-        out.sum().backward()
+    shapes = {seen for _, seen in computed(layer.bfloat16(), images, FasterGradients(side_by_side=True))}
     assert shapes == ({images.shape, (3, 8, 9, 7 * 9)} if changed else {images.shape})
 
 
-def converted(layer: nn.Module, images: Tensor, context: Any) -> set[torch.dtype]:
-    """Number formats of the backward convolutions."""
+def computed(layer: nn.Module, images: Tensor, context: Any) -> set[tuple[torch.dtype, torch.Size]]:
+    """Number format and shape of the images of each backward convolution."""
     found = set()
 
-    class Formats(TorchDispatchMode):
+    class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func._opname == "convolution_backward":
-                found.add(args[0].dtype)
+                found.add((args[1].dtype, args[1].shape))
             return func(*args, **(kwargs or {}))
 
     out = layer(images.requires_grad_())
-    with Formats(), context:
+    with Seen(), context:
         out.sum().backward()
     return found
+
+
+def converted(layer: nn.Module, images: Tensor, context: Any) -> set[torch.dtype]:
+    return {dtype for dtype, _ in computed(layer, images, context)}
 
 
 def test_nothing_else_changes() -> None:

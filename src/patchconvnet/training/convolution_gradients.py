@@ -34,14 +34,16 @@ def is_slow(weight: Tensor, stride: list[int], groups: int) -> tuple[bool, bool]
     return depthwise and max(stride) > 1, depthwise and max(weight.shape[2:]) > 3
 
 
-def is_narrow(weight: Tensor, how: list[Any]) -> bool:
-    """Whether a convolution is of the kind whose weights' gradient can be had of narrow images side by side.
+def is_narrow(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
+    """Whether a convolution's gradient of the weights can be had, and sooner, of its images side by side.
 
     Args:
+        images: (B, C_in, H, W).
         weight: (C_out, C_in / groups, kH, kW).
         how: stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    return weight.shape[2:] == (3, 3) and how == [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+    plain = weight.shape[2:] == (3, 3) and how == [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+    return plain and images.shape[-1] <= NARROW and len(images) > 1
 
 
 class FasterGradients(TorchDispatchMode):
@@ -50,18 +52,18 @@ class FasterGradients(TorchDispatchMode):
     It is for the backward pass alone: each operation meanwhile takes some microseconds more.
 
     Args:
-        side_by_side: whether narrow images are laid so; by default where the CPU has matrix units.
+        side_by_side: whether narrow images are laid so, which is for CPUs with matrix units.
     """
 
-    def __init__(self, side_by_side: bool | None = None):
+    def __init__(self, side_by_side: bool = False):
         super().__init__()
-        self.side_by_side = cpu_has_matrix_units() if side_by_side is None else side_by_side
+        self.side_by_side = side_by_side
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not _BACKWARD or args[0].dtype is not torch.bfloat16 or args[0].device.type != "cpu":
             return func(*args, **(kwargs or {}))
         gradient, images, weight, biases, *how, wanted = args
-        narrow = self.side_by_side and images.shape[-1] <= NARROW and len(images) > 1 and is_narrow(weight, how)
+        narrow = self.side_by_side and is_narrow(images, weight, how)
         of_images, of_weight = (False, True) if narrow else is_slow(weight, how[0], how[-1])
         # oneDNN makes the bias's gradient together with that of the weights
         slow = [asked and each for asked, each in zip(wanted, (of_images, of_weight, of_weight), strict=True)]
