@@ -21,6 +21,7 @@ from torch import nn
 import patchconvnet  # noqa: F401  (registers the models)
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 from patchconvnet.models.cost import multiply_accumulates
+from patchconvnet.models.winograd import by_winograd
 from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.optimization import build_optimizer
 from patchconvnet.training.recipe import OptimizationOptions
@@ -43,10 +44,15 @@ def training_step(model: Any, dtype: torch.dtype, run: nn.Module | None = None) 
     forward = run or model
 
     def step() -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        # as `patchconvnet train`: not what is compiled
+        single = dtype is torch.float32
+        with (
+            torch.autocast("cpu", dtype, enabled=not single),
+            by_winograd(model) if single and run is None else nullcontext(),
+        ):
             logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)
-        with faster_backward(model) if run is None else nullcontext():  # as `patchconvnet train`: not what is compiled
+        with faster_backward(model) if run is None else nullcontext():
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from measuring import setup, spread
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
+from patchconvnet.models.winograd import by_winograd
 from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.measured_rates import measured_rates
 from patchconvnet.training.operations import Amount, combined
@@ -76,7 +78,8 @@ def step_times(name: str) -> list[float]:
     taken = []
     for _ in range(WARM_UP + STEPS):
         began = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        single = dtype is torch.float32
+        with torch.autocast("cpu", dtype, enabled=not single), by_winograd(model) if single else nullcontext():
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)
         with faster_backward(model):

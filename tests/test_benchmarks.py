@@ -20,7 +20,7 @@ import ablations  # noqa: E402
 import accuracy  # noqa: E402
 import bulk  # noqa: E402
 import checkpoint_writing  # noqa: E402
-import convolution_gradients  # noqa: E402
+import convolutions  # noqa: E402
 import deployed  # noqa: E402
 import plan  # noqa: E402
 import record_control  # noqa: E402
@@ -47,9 +47,9 @@ def test_the_accuracy_table_is_the_stored_results() -> None:
 
 
 def test_the_tables_of_gradients_are_the_stored_results() -> None:
-    stored = json.loads(convolution_gradients.KEPT.read_text())
-    page = between("plan.md", convolution_gradients.BEGIN, convolution_gradients.END)
-    assert page == convolution_gradients.tables(stored)
+    stored = json.loads(convolutions.KEPT.read_text())
+    page = between("plan.md", convolutions.BEGIN, convolutions.END)
+    assert page == convolutions.tables(stored)
 
 
 def test_the_ablation_tables_are_the_stored_results() -> None:

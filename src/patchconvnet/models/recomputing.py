@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from patchconvnet.models import winograd
+
 Recompute = Literal["none", "pointwise", "blocks"]
 
 _aten = torch.ops.aten
-_PRODUCTS = {_aten.convolution.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.linear.default}
+_PRODUCTS = {
+    _aten.convolution.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.linear.default,
+    winograd.CONVOLUTION,
+}  # fmt: skip
 
 
 def run_block(block: nn.Module, patches: Tensor, recompute: Recompute) -> Tensor:

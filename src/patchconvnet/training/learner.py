@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.models.weights import check_state
+from patchconvnet.models.winograd import by_winograd
 from patchconvnet.training import sharding
 from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.distributed import synchronise_batch_norm
@@ -66,6 +67,12 @@ class Learner:
         if self.ema is not None:
             self.whole = self.ema.module
 
+    def _convolutions(self) -> AbstractContextManager[Any]:
+        single = str(self.fabric.strategy.precision.precision) == "32-true"
+        if self.recipe.compile or self.fabric.device.type != "cpu" or not single:
+            return nullcontext()
+        return by_winograd(self.plain)
+
     def _backward(self) -> AbstractContextManager[Any]:
         if self.recipe.compile or self.fabric.device.type != "cpu":  # what is compiled has its operators already
             return nullcontext()
@@ -95,7 +102,8 @@ class Learner:
         loss, correct = torch.zeros((), device=self.fabric.device), torch.zeros(2, device=self.fabric.device)
         for part in range(options.accumulate):
             images, labels, targets = next(batches)
-            with self.fabric.no_backward_sync(self.model, enabled=part < options.accumulate - 1):
+            synchronised = self.fabric.no_backward_sync(self.model, enabled=part < options.accumulate - 1)
+            with synchronised, self._convolutions():
                 logits = self.model(images)
                 share = self._loss(logits, targets) / options.accumulate
                 with self._backward():

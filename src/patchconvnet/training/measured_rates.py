@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from patchconvnet.models import winograd
 from patchconvnet.training.operations import (
     ACTIVATION,
     ATTENTION,
@@ -40,6 +41,8 @@ from patchconvnet.training.operations import (
     POOLING,
     STARTING,
     SUM,
+    WINOGRAD,
+    WINOGRAD_BACKWARD,
     Amount,
     Counter,
 )
@@ -59,7 +62,8 @@ def measured_rates(dtype: torch.dtype, kinds: Iterable[str] = KINDS, *, seconds:
         kinds: those that are needed.
         seconds: how long an operator is repeated at least; three times in any case.
     """
-    found = {kind: fitted(samples(kind, dtype, seconds)) for kind in kinds if kind in OPERATORS}
+    taken = {kind: samples(kind, dtype, seconds) for kind in kinds if kind in OPERATORS}
+    found = {kind: fitted(some) for kind, some in taken.items() if some}
     if STARTING in kinds:
         found[STARTING] = _starting(dtype, found)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
@@ -68,13 +72,17 @@ def measured_rates(dtype: torch.dtype, kinds: Iterable[str] = KINDS, *, seconds:
 
 
 def samples(kind: str, dtype: torch.dtype, seconds: float) -> list[tuple[Amount, float]]:
-    """The operators of a kind: what each does, and the seconds it takes (median)."""
+    """The operators of a kind: what each does, and the seconds it takes (median).
+
+    Some convolutions are of another kind in one number format than in another, and a kind may have none.
+    """
     found = []
     with torch.no_grad():
         for operator in OPERATORS[kind](dtype):
             with Counter() as counter:
                 operator()
-            found.append((counter.counts[kind], _seconds(operator, seconds)))
+            if kind in counter.counts:
+                found.append((counter.counts[kind], _seconds(operator, seconds)))
     return found
 
 
@@ -190,6 +198,25 @@ def _convolution(
         for part in parts:
             mask = [part == "i", part == "w", False]
             yield partial(_aten.convolution_backward.default, gradient, images, weight, [0], *how, mask)
+
+
+def _winograd(dtype: torch.dtype, backward: bool) -> Iterator[Operator]:
+    if dtype is not torch.float32:
+        return
+    for batch, channels, out_channels, side in (
+        (128, 96, 96, 16),
+        (64, 96, 192, 16),
+        (256, 192, 192, 8),
+        (64, 128, 256, 12),
+        (4, 160, 160, 40),
+    ):
+        images, weight = _images(batch, channels, side, dtype), torch.rand(out_channels, channels, 3, 3)
+        if not backward:
+            yield partial(winograd.CONVOLUTION, images, weight)
+            continue
+        gradient = _images(batch, out_channels, side, dtype)
+        yield partial(winograd.CONVOLUTION_BACKWARD, gradient, images, weight, True, False)
+        yield partial(winograd.CONVOLUTION_BACKWARD, gradient, images, weight, False, True)
 
 
 _DENSE = [(16, 3, 32, 160, 3, 2), (16, 64, 64, 40, 3, 1), (4, 160, 160, 40, 3, 1), (16, 320, 320, 10, 3, 1),
@@ -309,6 +336,8 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Operator]]] = {
     MATRIX: _matrix,
     CONVOLUTION: partial(_convolution, layers=_DENSE, parts="f"),
     CONVOLUTION_BACKWARD: partial(_convolution, layers=_DENSE[1:], parts="iw"),
+    WINOGRAD: partial(_winograd, backward=False),
+    WINOGRAD_BACKWARD: partial(_winograd, backward=True),
     POINTWISE: partial(_convolution, layers=_POINTWISE, parts="f"),
     POINTWISE_BACKWARD: partial(_convolution, layers=_POINTWISE, parts="iw"),
     DEPTHWISE: partial(_convolution, layers=_SMALL + _LARGE[:3] + _STRIDED[:3], parts="f", depthwise=True),

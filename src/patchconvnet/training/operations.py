@@ -13,10 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from patchconvnet.models import winograd
 from patchconvnet.training.convolution_gradients import is_depthwise, is_slow
 
 MATRIX = "matrix products"
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions", "convolutions, backward"
+WINOGRAD = "3×3 convolutions in float32 by Winograd's algorithm"  # of many images; on CPUs (winograd.py)
+WINOGRAD_BACKWARD = f"{WINOGRAD}, backward"
 POINTWISE, POINTWISE_BACKWARD = "1×1 convolutions", "1×1 convolutions, backward"
 DEPTHWISE, DEPTHWISE_BACKWARD = "depthwise convolutions", "depthwise convolutions, backward"
 # these two in float32 wherever a CPU computes them (convolution_gradients.py)
@@ -31,9 +34,9 @@ SUM = "sums"
 POOLING = "pooling"
 STARTING = "starting operations"  # Python, autograd and memory, of every operation; views too
 KINDS = (
-    MATRIX, CONVOLUTION, CONVOLUTION_BACKWARD, POINTWISE, POINTWISE_BACKWARD, DEPTHWISE, DEPTHWISE_BACKWARD,
-    DEPTHWISE_STRIDED, DEPTHWISE_LARGE, ATTENTION, ATTENTION_BACKWARD, ELEMENTWISE, ACTIVATION, BATCH_NORM,
-    BATCH_NORM_BACKWARD, LAYER_NORM, LAYER_NORM_BACKWARD, SUM, POOLING, STARTING,
+    MATRIX, CONVOLUTION, CONVOLUTION_BACKWARD, WINOGRAD, WINOGRAD_BACKWARD, POINTWISE, POINTWISE_BACKWARD, DEPTHWISE,
+    DEPTHWISE_BACKWARD, DEPTHWISE_STRIDED, DEPTHWISE_LARGE, ATTENTION, ATTENTION_BACKWARD, ELEMENTWISE, ACTIVATION,
+    BATCH_NORM, BATCH_NORM_BACKWARD, LAYER_NORM, LAYER_NORM_BACKWARD, SUM, POOLING, STARTING,
 )  # fmt: skip
 
 _BY_NAME = {
@@ -101,9 +104,14 @@ class Counter(TorchDispatchMode):
 def _amounts(func: Any, args: Any, kwargs: Any, out: Any) -> list[tuple[str, Amount]]:
     name = func._opname
     if name == "convolution":
-        return [_convolution(out, args[0], args[1], bias=args[2], stride=args[3], groups=args[8])]
+        return [_convolution(out, args[0], args[1], args[2], list(args[3:]))]
     if name == "convolution_backward":
-        return _convolution_backward(out, *args[:3], stride=args[4], groups=args[9])
+        return _convolution_backward(out, args[0], args[1], args[2], list(args[4:10]))
+    if func is winograd.CONVOLUTION:
+        return [(WINOGRAD, Amount(1, _operations(out, args[1]), _bytes(out) + _bytes(args[0]) + _bytes(args[1])))]
+    if func is winograd.CONVOLUTION_BACKWARD:
+        found = [each if wanted else None for each, wanted in zip(out, args[3:], strict=True)]
+        return _convolution_backward((*found, None), args[0], args[1], args[2], winograd.HOW)
     tensors = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, Tensor)]
     moved = sum(_bytes(value) for value in tensors)
     if name.startswith(_ATTENTION):
@@ -120,21 +128,28 @@ def _amounts(func: Any, args: Any, kwargs: Any, out: Any) -> list[tuple[str, Amo
 
 
 def _convolution(
-    out: Tensor, images: Tensor, weight: Tensor, *, bias: Tensor | None, stride: list[int], groups: int
+    out: Tensor, images: Tensor, weight: Tensor, bias: Tensor | None, how: list[Any]
 ) -> tuple[str, Amount]:
     moved = _bytes(out) + _bytes(images) + _bytes(weight) + (0 if bias is None else _bytes(bias))
-    kind = DEPTHWISE if is_depthwise(weight, groups) else POINTWISE if _is_pointwise(weight) else CONVOLUTION
+    if is_depthwise(weight, how[-1]):
+        kind = DEPTHWISE
+    elif _is_pointwise(weight):
+        kind = POINTWISE
+    else:
+        kind = WINOGRAD if _is_by_winograd(images, weight, how) else CONVOLUTION
     return kind, Amount(1, _operations(out, weight), moved)
 
 
 def _convolution_backward(
-    out: tuple[Tensor | None, ...], gradient: Tensor, images: Tensor, weight: Tensor, *, stride: list[int], groups: int
+    out: tuple[Tensor | None, ...], gradient: Tensor, images: Tensor, weight: Tensor, how: list[Any]
 ) -> list[tuple[str, Amount]]:
     of_images, of_weight, _ = out
     operations, found = _operations(gradient, weight), []
     of_images_kind = of_weight_kind = POINTWISE_BACKWARD if _is_pointwise(weight) else CONVOLUTION_BACKWARD
-    if is_depthwise(weight, groups):
-        strided, large = is_slow(weight, stride, groups)
+    if _is_by_winograd(images, weight, how):
+        of_images_kind = of_weight_kind = WINOGRAD_BACKWARD
+    elif is_depthwise(weight, how[-1]):
+        strided, large = is_slow(weight, how[0], how[-1])
         of_images_kind = DEPTHWISE_STRIDED if strided else DEPTHWISE_BACKWARD
         of_weight_kind = DEPTHWISE_LARGE if large else DEPTHWISE_BACKWARD
     if of_images is not None:
@@ -149,6 +164,11 @@ def _convolution_backward(
 def _operations(out: Tensor, weight: Tensor) -> int:
     # each value of the output is a sum over the kernel and the channels of its group
     return 2 * out.numel() * weight.shape[1:].numel()
+
+
+def _is_by_winograd(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
+    # whether a batch is large enough for it is not known here, where few images are counted
+    return images.dtype is torch.float32 and winograd.is_for_many(weight, how)
 
 
 def _is_pointwise(weight: Tensor) -> bool:

@@ -22,6 +22,8 @@ from patchconvnet.training.operations import (
     POINTWISE,
     POINTWISE_BACKWARD,
     STARTING,
+    WINOGRAD,
+    WINOGRAD_BACKWARD,
     Amount,
 )
 
@@ -98,7 +100,10 @@ GPUS = {
     "l4": Gpu("NVIDIA L4", 121, 60, 300, 24, "NVIDIA L4 data sheet, without sparsity"),
     "t4": Gpu("NVIDIA T4", 65, 8.1, 320, 16, "NVIDIA T4 data sheet"),
 }
-_PRODUCTS = (MATRIX, CONVOLUTION, CONVOLUTION_BACKWARD, POINTWISE, POINTWISE_BACKWARD, ATTENTION, ATTENTION_BACKWARD)
+_PRODUCTS = (
+    MATRIX, CONVOLUTION, CONVOLUTION_BACKWARD, WINOGRAD, WINOGRAD_BACKWARD, POINTWISE, POINTWISE_BACKWARD, ATTENTION,
+    ATTENTION_BACKWARD,
+)  # fmt: skip
 _DEPTHWISE = (DEPTHWISE, DEPTHWISE_BACKWARD, DEPTHWISE_STRIDED, DEPTHWISE_LARGE)
 
 
@@ -136,7 +141,11 @@ def stored_rates(kind: str, dtype: torch.dtype) -> Rates:
 def read_rates(kinds: dict[str, dict[str, float]], cpu: dict[str, Any]) -> Rates:
     """What `written_rates` made, of a CPU as `stored_cpus` has it."""
     source = f"measured on {cpu['machine']}, {cpu['threads']} threads, {cpu['date']}"
-    return Rates({kind: Rate(**each) for kind, each in kinds.items()}, cpu["memory"], True, source)
+    found = {kind: Rate(**each) for kind, each in kinds.items()}
+    # measured before these had a way of their own: the plan's time is too long then
+    for kind, other in ((WINOGRAD, CONVOLUTION), (WINOGRAD_BACKWARD, CONVOLUTION_BACKWARD)):
+        found.setdefault(kind, found[other])
+    return Rates(found, cpu["memory"], True, source)
 
 
 def written_rates(rates: Rates) -> dict[str, dict[str, float]]:

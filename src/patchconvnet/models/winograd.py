@@ -1,0 +1,224 @@
+"""3×3 convolutions in float32 on a CPU with a quarter of the multiplications, and their gradients, in whole batches.
+
+Winograd's minimal filtering: m × m outputs at a time are an inverse transform of the elementwise product of a
+transformed filter and a transformed tile of (m + 2) × (m + 2) inputs; summed over the channels, these products are
+(m + 2)² products of matrices. oneDNN, by which PyTorch computes convolutions, works at the CPU's peak of
+multiplications in float32 and had such a way once for single images, but has none today.
+
+Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; the transforms of any
+m are Toom and Cook's, from the points below.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchconvnet.models.passes import for_each
+
+AT_ONCE = 2_400_000  # bytes of the transformed tiles that are worked on at a time: they stay in a core's own cache
+LEAST_PRODUCTS = 40  # C_in · C_out / (C_in + C_out); with fewer the transforms cost what the products gain
+LEAST_PLACES = 4096  # B · H · W; with fewer it is the filters' transforms that cost so much
+LEAST_OPERATIONS = 2_000_000_000  # for each thread: some ten milliseconds, beside which starting threads is little
+TILES = (3, 4)  # m; with larger ones rounding errors grow fast
+HOW = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]  # stride, padding, dilation, not transposed, output padding, groups
+_POINTS = (0, 1, -1, 2, -2)  # at which polynomials are evaluated, with infinity: the first m + 1 for m
+
+
+@contextmanager
+def by_winograd(model: nn.Module) -> Iterator[None]:
+    """While it lasts, a network's forward pass computes such convolutions so, and so will the backward pass of it.
+
+    What a backward pass computes again (`recomputing.py`) is a forward pass, too, and has to be within.
+    """
+    layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and is_for_many(layer.weight, _how(layer))]
+    for layer in layers:
+        layer._conv_forward = partial(_forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._conv_forward
+
+
+def _forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not is_for(images, weight, _how(layer)):
+        return nn.Conv2d._conv_forward(layer, images, weight, bias)
+    outputs = _convolution(images, weight)
+    return outputs if bias is None else outputs + bias[:, None, None]
+
+
+def _how(layer: nn.Conv2d) -> list[Any]:
+    padding = layer.padding if isinstance(layer.padding, tuple) else (-1,)  # a word, says its type
+    return [[*layer.stride], [*padding], [*layer.dilation], layer.transposed, [*layer.output_padding], layer.groups]
+
+
+# one operation each, so that what is kept for the backward pass can be chosen by operation (`recomputing.py`)
+@torch.library.custom_op("patchconvnet::winograd_convolution", mutates_args=())
+def _convolution(images: Tensor, weight: Tensor) -> Tensor:
+    return convolve(images, weight)
+
+
+@torch.library.custom_op("patchconvnet::winograd_convolution_backward", mutates_args=())
+def _convolution_backward(
+    gradient: Tensor, images: Tensor, weight: Tensor, of_images: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    none = images.new_empty(0)
+    return (
+        convolve(gradient, turned_around(weight)) if of_images else none,
+        weight_gradient(gradient, images) if of_weight else none.clone(),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    wanted = ctx.needs_input_grad
+    found = _convolution_backward(gradient, *ctx.saved_tensors, *wanted)
+    return found[0] if wanted[0] else None, found[1] if wanted[1] else None
+
+
+_convolution.register_autograd(_backward, setup_context=_keep)
+CONVOLUTION = torch.ops.patchconvnet.winograd_convolution.default
+CONVOLUTION_BACKWARD = torch.ops.patchconvnet.winograd_convolution_backward.default
+
+
+def is_for(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
+    """Whether a convolution is computed so: one of 3 × 3, padded by 1, in float32 on a CPU, and large enough.
+
+    Args:
+        images: (B, C_in, H, W).
+        weight: (C_out, C_in / groups, 3, 3).
+        how: stride, padding, dilation, whether it is transposed, output padding, groups.
+    """
+    single = images.dtype is torch.float32 and images.device.type == "cpu"
+    if not (single and is_for_many(weight, how)):
+        return False
+    places = images.numel() // images.shape[1]
+    return places >= LEAST_PLACES and 2 * places * weight.numel() >= LEAST_OPERATIONS * torch.get_num_threads()
+
+
+def is_for_many(weight: Tensor, how: list[Any]) -> bool:
+    """Whether a convolution with this weight, in float32 on a CPU, is computed so where images are large or many."""
+    plain = weight.shape[2:] == (3, 3) and how == HOW
+    outputs, inputs = weight.shape[:2]
+    return plain and outputs * inputs >= LEAST_PRODUCTS * (outputs + inputs)
+
+
+def convolve(images: Tensor, weight: Tensor) -> Tensor:
+    """The convolution, (B, C_in, H, W) → (B, C_out, H, W), channels-last, exact but for rounding (about 3e-6).
+
+    The gradient of its images is the convolution of its outputs' gradient with the weight `turned_around`.
+    """
+    size, outputs = _Size(images), weight.shape[0]
+    of_tiles, of_filters, of_outputs = _transforms(size.side)
+    # (36, C_in, C_out)
+    filters = (of_filters @ weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).unflatten(1, (-1, outputs))
+    result = images.new_empty(len(images), size.height, size.width, outputs)
+
+    def convolve_some(some: tuple[Tensor, Tensor]) -> None:
+        for tiles, into in zip(size.tiles(some[0], outputs), size.parts(some[1], outputs), strict=True):
+            products = torch.bmm((of_tiles @ tiles.flatten(1)).view_as(tiles), filters)  # (36, N, C_out)
+            size.put_together(of_outputs @ products.flatten(1), into)
+
+    for_each(convolve_some, _by_thread(images.permute(0, 2, 3, 1), result), images.device)
+    return result.permute(0, 3, 1, 2)
+
+
+def weight_gradient(gradient: Tensor, images: Tensor) -> Tensor:
+    """Of the same convolution: gradient of the outputs (B, C_out, H, W), images → gradient (C_out, C_in, 3, 3)."""
+    size, outputs = _Size(images), gradient.shape[1]
+    of_tiles, of_filters, of_outputs = _transforms(size.side)
+
+    def gradient_of_some(some: tuple[Tensor, Tensor]) -> Tensor:
+        total = images.new_zeros(len(of_tiles), images.shape[1], outputs)  # (36, C_in, C_out)
+        for tiles, part in zip(size.tiles(some[0], outputs), size.parts(some[1], outputs), strict=True):
+            of_part = (of_outputs.T @ size.taken_apart(part)).view(*tiles.shape[:2], outputs)
+            total.baddbmm_((of_tiles @ tiles.flatten(1)).view_as(tiles).mT, of_part)
+        return total
+
+    some = _by_thread(images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
+    total = sum(for_each(gradient_of_some, some, images.device))
+    assert isinstance(total, Tensor)
+    return (of_filters.T @ total.flatten(1)).view(3, 3, -1, outputs).permute(3, 2, 0, 1)
+
+
+def _by_thread(images: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of two batches as many parts as there are threads, each of which works through its own."""
+    threads = min(torch.get_num_threads(), len(images))
+    return list(zip(images.tensor_split(threads), others.tensor_split(threads), strict=True))
+
+
+def turned_around(weight: Tensor) -> Tensor:
+    """(C_out, C_in, 3, 3) → (C_in, C_out, 3, 3), of the convolution that takes outputs' gradients to images'."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+class _Size:
+    """How images (B, C, H, W) are divided into tiles of m × m outputs, and the batch into parts."""
+
+    def __init__(self, images: Tensor):
+        self.number, self.channels, self.height, self.width = images.shape
+        self.side = min(TILES, key=lambda m: (m + 2) ** 2 * -(-self.height // m) * -(-self.width // m))  # m
+        self.down, self.across = -(-self.height // self.side), -(-self.width // self.side)
+        self.below, self.right = self.down * self.side - self.height, self.across * self.side - self.width
+
+    def parts(self, patches: Tensor, outputs: int) -> tuple[Tensor, ...]:
+        """Parts of a batch (B, H, W, …) whose tiles stay in a cache."""
+        of_an_image = (self.side + 2) ** 2 * self.down * self.across * max(self.channels, outputs) * 4
+        return patches.split(max(1, AT_ONCE // of_an_image))
+
+    def tiles(self, images: Tensor, outputs: int) -> Iterator[Tensor]:
+        """Of each part of (B, H, W, C) the inputs of every tile, ((m + 2)², N, C)."""
+        reach = self.side + 2
+        for part in self.parts(images, outputs):
+            padded = F.pad(part.contiguous(), (0, 0, 1, 1 + self.right, 1, 1 + self.below))
+            image, row, place, channel = padded.stride()
+            tiles = padded.as_strided(
+                (reach, reach, len(part), self.down, self.across, self.channels),
+                (row, place, image, self.side * row, self.side * place, channel),
+            )
+            yield tiles.reshape(reach**2, -1, self.channels)
+
+    def put_together(self, tiles: Tensor, into: Tensor) -> None:
+        """Outputs (m², N · C) to where they are in images (b, H, W, C)."""
+        outputs = tiles.view(self.side, self.side, len(into), self.down, self.across, -1).permute(2, 3, 0, 4, 1, 5)
+        if self.below or self.right:
+            outputs = outputs.flatten(3, 4).flatten(1, 2)[:, : self.height, : self.width]
+            into.copy_(outputs)
+        else:
+            into.view_as(outputs).copy_(outputs)
+
+    def taken_apart(self, part: Tensor) -> Tensor:
+        """The reverse of `put_together`, with zeros where there is no image: (b, H, W, C) → (m², N · C)."""
+        part = F.pad(part, (0, 0, 0, self.right, 0, self.below))
+        tiles = part.unflatten(2, (self.across, self.side)).unflatten(1, (self.down, self.side))
+        return tiles.permute(2, 4, 0, 1, 3, 5).reshape(self.side**2, -1)
+
+
+@cache
+def _transforms(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of tiles ((m + 2)², (m + 2)²), of filters ((m + 2)², 9) and of outputs (m², (m + 2)²), each in both axes at once.
+
+    In one axis: evaluate the filter as a polynomial at m + 1 points and infinity, and the outputs' transpose, too; the
+    tile's transform is the transpose of the interpolation.
+    """
+    points = np.array(_POINTS[: side + 1], np.float64)
+    others = [np.delete(points, i) for i in range(len(points))]
+    scale = np.array([np.prod(at - rest) for at, rest in zip(points, others, strict=True)])
+    last = np.eye(1, 3, 2), np.eye(1, side, side - 1)
+    filters = np.concatenate([np.vander(points, 3, increasing=True) / scale[:, None], last[0]])
+    outputs = np.concatenate([np.vander(points, side, increasing=True), last[1]]).T
+    tiles = np.zeros((side + 2, side + 2))
+    for i, rest in enumerate(others):
+        tiles[i, : side + 1] = np.poly(rest)[::-1]
+    tiles[-1] = np.poly(points)[::-1]
+    both = [torch.from_numpy(np.kron(matrix, matrix)).float() for matrix in (tiles, filters, outputs)]
+    return both[0], both[1], both[2]

@@ -1,0 +1,36 @@
+"""Trainings in float32 compute large convolutions by Winograd's algorithm, whatever else they keep or compute again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import micro, rows, run
+
+from patchconvnet.models import winograd
+
+
+@pytest.mark.parametrize("changes", [{}, {"recompute": "pointwise"}, {"recompute": "blocks"}])
+def test_a_training_in_float32_computes_them_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    forward, backward = list[int](), list[int]()
+    convolve, weight_gradient = winograd.convolve, winograd.weight_gradient
+    monkeypatch.setattr(winograd, "convolve", lambda *args: (forward.append(1), convolve(*args))[1])
+    monkeypatch.setattr(winograd, "weight_gradient", lambda *args: (backward.append(1), weight_gradient(*args))[1])
+    options = {"embed_dim": 96, "stem_divisors": [1, 1]}
+    made = micro(model={"options": options}, epochs=2, **changes)
+    run(made, tmp_path / "plain")
+    assert not forward  # too small
+    monkeypatch.setattr(winograd, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(winograd, "LEAST_PLACES", 0)
+    run(made, tmp_path / "run")
+    steps, convolutions = 2 * 6, 3  # one of the stem, two of the block
+    again = 2 * steps if changes.get("recompute") == "blocks" else 0
+    assert len(backward) == steps * convolutions
+    assert len(forward) == 2 * steps * convolutions + again
+    ours, plain = (float(rows(tmp_path / name)[0]["train_loss"]) for name in ("run", "plain"))
+    assert ours == pytest.approx(plain, rel=1e-2)  # max pools and batch norms make much of rounding
+    assert ours != plain
+    forward.clear()
+    run(micro(model={"options": options}, epochs=1, precision="bf16-mixed", **changes), tmp_path / "bfloat16")
+    assert not forward
