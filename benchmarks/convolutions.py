@@ -115,7 +115,7 @@ def measured(name: str, rounds: int, single: bool) -> dict[str, float]:
         torch.manual_seed(1)  # whatever the network draws
         of.zero_grad()
         half = torch.autocast("cpu", torch.bfloat16, enabled=not (exact or single))
-        with half, by_winograd(of) if ours and single else nullcontext():
+        with half, by_winograd(of) if ours else nullcontext():
             logits = of(pixels)
         loss = F.cross_entropy(logits if single else logits.float(), labels)
         with faster_backward(of) if ours and not single else nullcontext():

@@ -45,10 +45,9 @@ def training_step(model: Any, dtype: torch.dtype, run: nn.Module | None = None) 
 
     def step() -> None:
         # as `patchconvnet train`: not what is compiled
-        single = dtype is torch.float32
         with (
-            torch.autocast("cpu", dtype, enabled=not single),
-            by_winograd(model) if single and run is None else nullcontext(),
+            torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
+            by_winograd(model) if run is None else nullcontext(),
         ):
             logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)

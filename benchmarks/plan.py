@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,7 @@ def step_times(name: str) -> list[float]:
     taken = []
     for _ in range(WARM_UP + STEPS):
         began = time.perf_counter()
-        single = dtype is torch.float32
-        with torch.autocast("cpu", dtype, enabled=not single), by_winograd(model) if single else nullcontext():
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32), by_winograd(model):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)
         with faster_backward(model):

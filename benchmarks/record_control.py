@@ -34,6 +34,7 @@ from patchconvnet.data.labelled_images import Images
 from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
+from patchconvnet.models.winograd import by_winograd
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.optimization import set_learning_rate
 
@@ -117,7 +118,7 @@ def train(
         for optimizer in optimizers:
             set_learning_rate(optimizer, rate_share(step, total))
             optimizer.zero_grad()
-        with autocast():
+        with autocast(), by_winograd(network):
             logits = network(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING, reduction="sum")
         loss.backward()

@@ -64,6 +64,18 @@ def test_threads_work_through_a_part_of_the_batch_each(batch: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_autocast_has_its_own_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    monkeypatch.setattr(winograd, "LEAST_OPERATIONS", 0)
+    conv, images = layer(), torch.randn(64, 96, 8, 8)
+    with by_winograd(conv), torch.autocast("cpu", torch.bfloat16):
+        assert conv(images).dtype is torch.bfloat16
+    assert not calls
+    with by_winograd(conv), torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert conv(images).dtype is torch.float32
+    assert calls == {"convolve": 1}
+
+
 @pytest.mark.parametrize("side", winograd.TILES)
 def test_transforms_give_the_sum_of_products_of_any_tile(side: int) -> None:
     rng = np.random.default_rng(side)

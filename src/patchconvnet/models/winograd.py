@@ -34,7 +34,8 @@ _POINTS = (0, 1, -1, 2, -2)  # at which polynomials are evaluated, with infinity
 def by_winograd(model: nn.Module) -> Iterator[None]:
     """While it lasts, a network's forward pass computes such convolutions so, and so will the backward pass of it.
 
-    What a backward pass computes again (`recomputing.py`) is a forward pass, too, and has to be within.
+    Under autocast, which would have them in bfloat16, it changes nothing. What a backward pass computes again
+    (`recomputing.py`) is a forward pass, too, and has to be within.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and is_for_many(layer.weight, _how(layer))]
     for layer in layers:
@@ -47,7 +48,7 @@ def by_winograd(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not is_for(images, weight, _how(layer)):
+    if torch.is_autocast_enabled("cpu") or not is_for(images, weight, _how(layer)):
         return nn.Conv2d._conv_forward(layer, images, weight, bias)
     outputs = _convolution(images, weight)
     return outputs if bias is None else outputs + bias[:, None, None]

@@ -68,8 +68,7 @@ class Learner:
             self.whole = self.ema.module
 
     def _convolutions(self) -> AbstractContextManager[Any]:
-        single = str(self.fabric.strategy.precision.precision) == "32-true"
-        if self.recipe.compile or self.fabric.device.type != "cpu" or not single:
+        if self.recipe.compile or self.fabric.device.type != "cpu":
             return nullcontext()
         return by_winograd(self.plain)
 
