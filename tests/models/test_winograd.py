@@ -108,6 +108,8 @@ def layer(inputs: int = 96, outputs: int = 96, kernel: int = 3, **options: Any) 
         (layer(padding=0), (200, 96, 10, 10), False),
         (layer(dilation=2, padding=2), (200, 96, 8, 8), False),
         (layer(192, 192, groups=2), (200, 192, 8, 8), False),
+        (layer(padding_mode="circular"), (200, 96, 8, 8), False),
+        (layer(padding="same"), (200, 96, 8, 8), False),
         (layer().double(), (200, 96, 8, 8), False),
         (layer().bfloat16(), (200, 96, 8, 8), False),
     ],

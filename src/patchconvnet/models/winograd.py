@@ -3,7 +3,7 @@
 Winograd's minimal filtering: m × m outputs at a time are an inverse transform of the elementwise product of a
 transformed filter and a transformed tile of (m + 2) × (m + 2) inputs; summed over the channels, these products are
 (m + 2)² products of matrices. oneDNN, by which PyTorch computes convolutions, works at the CPU's peak of
-multiplications in float32 and had such a way once for single images, but has none today.
+multiplications in float32, so that fewer of them are what is left to gain (docs/plan.md).
 
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; the transforms of any
 m are Toom and Cook's, from the points below.
@@ -55,7 +55,8 @@ def _forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def _how(layer: nn.Conv2d) -> list[Any]:
-    padding = layer.padding if isinstance(layer.padding, tuple) else (-1,)  # a word, says its type
+    with_zeros = isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
+    padding = layer.padding if with_zeros else ()
     return [[*layer.stride], [*padding], [*layer.dilation], layer.transposed, [*layer.output_padding], layer.groups]
 
 
