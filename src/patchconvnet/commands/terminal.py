@@ -88,6 +88,13 @@ def give_up_output() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
+def _give_back_semaphores() -> None:
+    """Of queues to other processes, or the process that watches over them warns of those that were left."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._run_finalizers(0)  # what is registered with this priority; queues themselves come after it
+
+
 SECONDS_UNTIL_AGAIN = 0.05
 
 
@@ -109,6 +116,7 @@ def interruptible() -> Iterator[None]:
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os.write(2, b"\npatchconvnet: interrupted\n")
+                _give_back_semaphores()
                 os._exit(130)
             frame = frame.f_back
         raise KeyboardInterrupt
