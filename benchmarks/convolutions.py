@@ -118,7 +118,7 @@ def measured(name: str, rounds: int, single: bool) -> dict[str, float]:
         with half, by_winograd(of) if ours else nullcontext():
             logits = of(pixels)
         loss = F.cross_entropy(logits if single else logits.float(), labels)
-        with faster_backward(of) if ours and not single else nullcontext():
+        with faster_backward(of) if ours else nullcontext():
             loss.backward()
 
     def step(*, ours: bool) -> float:

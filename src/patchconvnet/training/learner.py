@@ -1,7 +1,7 @@
 """The network while it learns: its optimizer, its average, one update, and their state in a checkpoint."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from patchconvnet.errors import UserError, first_line
@@ -67,15 +67,11 @@ class Learner:
         if self.ema is not None:
             self.whole = self.ema.module
 
-    def _convolutions(self) -> AbstractContextManager[Any]:
-        if self.recipe.compile or self.fabric.device.type != "cpu":
-            return nullcontext()
-        return by_winograd(self.plain)
-
-    def _backward(self) -> AbstractContextManager[Any]:
+    def _faster(self, way: Callable[[nn.Module], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """Another way to some operators of the network on a CPU."""
         if self.recipe.compile or self.fabric.device.type != "cpu":  # what is compiled has its operators already
             return nullcontext()
-        return faster_backward(self.plain)
+        return way(self.plain)
 
     def train_mode(self) -> None:
         """Training mode, but for the batch norms that keep their statistics."""
@@ -102,10 +98,10 @@ class Learner:
         for part in range(options.accumulate):
             images, labels, targets = next(batches)
             synchronised = self.fabric.no_backward_sync(self.model, enabled=part < options.accumulate - 1)
-            with synchronised, self._convolutions():
+            with synchronised, self._faster(by_winograd):
                 logits = self.model(images)
                 share = self._loss(logits, targets) / options.accumulate
-                with self._backward():
+                with self._faster(faster_backward):
                     self.fabric.backward(share)
             loss += share.detach()
             correct += _correct(logits.detach(), labels)
