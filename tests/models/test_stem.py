@@ -114,6 +114,14 @@ def test_whitened_answers_are_uncorrelated_and_of_variance_1(width: int) -> None
     assert not first.weight.requires_grad
     assert first.bias.requires_grad
     assert not first.bias.any()
+    stem.freeze_whitening()
+    assert not first.bias.requires_grad
+
+
+def test_without_whitening_there_is_nothing_to_freeze() -> None:
+    stem = PooledStem(3, 8, [8])
+    stem.freeze_whitening()
+    assert all(parameter.requires_grad for parameter in stem.parameters())
 
 
 def test_what_cannot_be_whitened_is_refused() -> None:

@@ -1,6 +1,7 @@
 """The loop on real but small data: what it computes, what it leaves behind, and what it refuses."""
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -759,6 +760,27 @@ def test_whitening_sets_the_first_filters_and_keeps_them(tmp_path: Path) -> None
     # going on from a trained network leaves its stem alone, and trains it
     onwards = run(micro(model={"whiten": True, "name": str(folder / "best")}), tmp_path / "onwards")
     assert 0 < (kept(onwards)["stem.convs.0.weight"] - weights).abs().max() < 1
+
+
+def test_the_bias_of_whitening_filters_is_trained_for_three_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    begin_epoch = Learner.begin_epoch
+
+    def spy(learner: Learner, epoch: int) -> None:
+        seen.append(learner.plain.stem.convs[0].bias.detach().clone())
+        begin_epoch(learner, epoch)
+
+    monkeypatch.setattr(Learner, "begin_epoch", spy)
+    folder = run(micro(model={"whiten": True}, epochs=5), tmp_path / "run")
+    biases = [*seen, kept(folder)["stem.convs.0.bias"]]
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(biases)]
+    assert moved == [True, True, True, False, False]
+    # a first convolution that is trained like the others goes on
+    seen.clear()
+    folder = run(micro(epochs=5), tmp_path / "plain")
+    assert not torch.equal(seen[3], kept(folder)["stem.convs.0.bias"])
 
 
 def test_whitening_is_refused_where_there_is_no_pooled_stem(tmp_path: Path) -> None:

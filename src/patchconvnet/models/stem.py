@@ -158,7 +158,7 @@ class PooledStem(nn.Module):
         """Give the first convolution filters whose answers over patches of `images` are uncorrelated, of variance 1.
 
         They are the eigenvectors of the patches' covariance and their negatives, the strongest first, as far as there
-        are channels; they are not trained any more, the bias, which starts at 0, is.
+        are channels; they are not trained any more, the bias, which starts at 0, is until `freeze_whitening`.
 
         Args:
             images: (B, C_in, H, W), normalised as in training; some thousand 32-pixel images are enough.
@@ -187,3 +187,13 @@ class PooledStem(nn.Module):
         conv.weight[: 2 * half] = filters.unflatten(1, (channels, 3, 3))
         conv.bias.zero_()
         conv.weight.requires_grad_(False)
+
+    def freeze_whitening(self) -> None:
+        """Train the bias of whitening filters no more, so that no gradient of the second convolution's input is needed.
+
+        It does nothing where the first convolution is trained like the others.
+        """
+        first = self.convs[0]
+        assert isinstance(first, nn.Conv2d)
+        if not first.weight.requires_grad and first.bias is not None:
+            first.bias.requires_grad_(False)

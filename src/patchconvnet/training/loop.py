@@ -178,7 +178,7 @@ class _Loop:
                 seconds=part.seconds + time.perf_counter() - started,
             )
 
-        run.learner.train_mode()
+        run.learner.begin_epoch(epoch)
         batches = run.batches.epoch(epoch, run.learner.plain.patch_size, first_step=first)
         self.threads.begin()
         self.termination.deferred = fabric.world_size == 1
