@@ -1,4 +1,4 @@
-"""Trainings in float32 compute large convolutions by Winograd's algorithm, whatever else they keep or compute again."""
+"""Trainings on a CPU compute large convolutions by Winograd's algorithm, whatever else they keep or compute again."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ from patchconvnet.models import winograd
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": "pointwise"}, {"recompute": "blocks"}])
-def test_a_training_in_float32_computes_them_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_a_training_computes_them_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     forward, backward = list[int](), list[int]()
     convolve, weight_gradient = winograd.convolve, winograd.weight_gradient
     monkeypatch.setattr(winograd, "convolve", lambda *args: (forward.append(1), convolve(*args))[1])
@@ -31,6 +29,10 @@ def test_a_training_in_float32_computes_them_so(
     ours, plain = (float(rows(tmp_path / name)[0]["train_loss"]) for name in ("run", "plain"))
     assert ours == pytest.approx(plain, rel=1e-2)  # max pools and batch norms make much of rounding
     assert ours != plain
-    forward.clear()
-    run(micro(model={"options": options}, epochs=1, precision="bf16-mixed", **changes), tmp_path / "bfloat16")
-    assert not forward
+    half = micro(model={"options": options}, epochs=1, precision="bf16-mixed", **changes)
+    for units in (True, False):
+        forward.clear()
+        monkeypatch.setattr(winograd, "cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr(winograd, "cpu_has_matrix_units", lambda units=units: units)
+        run(half, tmp_path / f"bfloat16, {units}")
+        assert bool(forward) is not units

@@ -1,9 +1,14 @@
-"""3×3 convolutions in float32 on a CPU with a quarter of the multiplications, and their gradients, in whole batches.
+"""3×3 convolutions of a training on a CPU with a quarter of the multiplications, and their gradients, in whole batches.
 
 Winograd's minimal filtering: m × m outputs at a time are an inverse transform of the elementwise product of a
 transformed filter and a transformed tile of (m + 2) × (m + 2) inputs; summed over the channels, these products are
 (m + 2)² products of matrices. oneDNN, by which PyTorch computes convolutions, works at the CPU's peak of
-multiplications in float32, so that fewer of them are what is left to gain (docs/plan.md).
+multiplications, so that fewer of them are what is left to gain (docs/plan.md).
+
+In float32 results are exact to rounding. Under bfloat16's autocast the transformed tiles and filters are rounded to
+bfloat16 like everything else there, and the transforms enlarge that: outputs and gradients are off by 1.3 to 1.6 % of
+their spread, where oneDNN's are by 0.2. docs/plan.md has what that does to a network's gradients. CPUs with units for
+matrices in bfloat16 (AMX) compute the products in less time than the transforms take, and keep oneDNN's.
 
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; the transforms of any
 m are Toom and Cook's, from the points below.
@@ -19,23 +24,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchconvnet.hardware import cpu_has_bfloat16, cpu_has_matrix_units
 from patchconvnet.models.passes import for_each
 
-AT_ONCE = 2_400_000  # bytes of the transformed tiles that are worked on at a time: they stay in a core's own cache
+AT_ONCE = 600_000  # values of the transformed tiles that are worked on at a time: they stay in a core's own cache
 LEAST_PRODUCTS = 40  # C_in · C_out / (C_in + C_out); with fewer the transforms cost what the products gain
 LEAST_PLACES = 4096  # B · H · W; with fewer it is the filters' transforms that cost so much
 LEAST_OPERATIONS = 2_000_000_000  # for each thread: some ten milliseconds, beside which starting threads is little
 TILES = (3, 4)  # m; with larger ones rounding errors grow fast
 HOW = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]  # stride, padding, dilation, not transposed, output padding, groups
-_POINTS = (0, 1, -1, 2, -2)  # at which polynomials are evaluated, with infinity: the first m + 1 for m
+# for each m the points at which polynomials are evaluated, with infinity: of simple fractions those whose rounding
+# errors are the smallest, half as large for 4 × 4 outputs as those of 0, ±1 and ±2
+_POINTS = {3: (0, 3 / 4, -3 / 4, 2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
 
 @contextmanager
 def by_winograd(model: nn.Module) -> Iterator[None]:
     """While it lasts, a network's forward pass computes such convolutions so, and so will the backward pass of it.
 
-    Under autocast, which would have them in bfloat16, it changes nothing. What a backward pass computes again
-    (`recomputing.py`) is a forward pass, too, and has to be within.
+    What a backward pass computes again (`recomputing.py`) is a forward pass, too, and has to be within.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and is_for_many(layer.weight, _how(layer))]
     for layer in layers:
@@ -48,10 +55,12 @@ def by_winograd(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled("cpu") or not is_for(images, weight, _how(layer)):
+    if torch.is_autocast_enabled("cpu") and images.dtype is torch.float32:
+        images = images.to(torch.get_autocast_dtype("cpu"))  # as autocast itself does
+    if not is_for(images, weight, _how(layer)):
         return nn.Conv2d._conv_forward(layer, images, weight, bias)
     outputs = _convolution(images, weight)
-    return outputs if bias is None else outputs + bias[:, None, None]
+    return outputs if bias is None else outputs + bias[:, None, None].to(outputs.dtype)
 
 
 def _how(layer: nn.Conv2d) -> list[Any]:
@@ -63,7 +72,8 @@ def _how(layer: nn.Conv2d) -> list[Any]:
 # one operation each, so that what is kept for the backward pass can be chosen by operation (`recomputing.py`)
 @torch.library.custom_op("patchconvnet::winograd_convolution", mutates_args=())
 def _convolution(images: Tensor, weight: Tensor) -> Tensor:
-    return convolve(images, weight)
+    with torch.autocast("cpu", enabled=False):  # formats are chosen
+        return convolve(images, weight)
 
 
 @torch.library.custom_op("patchconvnet::winograd_convolution_backward", mutates_args=())
@@ -71,10 +81,11 @@ def _convolution_backward(
     gradient: Tensor, images: Tensor, weight: Tensor, of_images: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
     none = images.new_empty(0)
-    return (
-        convolve(gradient, turned_around(weight)) if of_images else none,
-        weight_gradient(gradient, images) if of_weight else none.clone(),
-    )
+    with torch.autocast("cpu", enabled=False):
+        return (
+            convolve(gradient, turned_around(weight)) if of_images else none,
+            weight_gradient(gradient, images) if of_weight else none.clone(),
+        )
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -93,36 +104,47 @@ CONVOLUTION_BACKWARD = torch.ops.patchconvnet.winograd_convolution_backward.defa
 
 
 def is_for(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
-    """Whether a convolution is computed so: one of 3 × 3, padded by 1, in float32 on a CPU, and large enough.
+    """Whether a convolution is computed so: one of 3 × 3, padded by 1, in such a format on a CPU, and large enough.
 
     Args:
         images: (B, C_in, H, W).
         weight: (C_out, C_in / groups, 3, 3).
         how: stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    single = images.dtype is torch.float32 and images.device.type == "cpu"
-    if not (single and is_for_many(weight, how)):
+    fits = images.device.type == "cpu" and images.dtype in formats() and weight.dtype is torch.float32
+    if not (fits and is_for_many(weight, how)):
         return False
     places = images.numel() // images.shape[1]
     return places >= LEAST_PLACES and 2 * places * weight.numel() >= LEAST_OPERATIONS * torch.get_num_threads()
 
 
+def formats() -> tuple[torch.dtype, ...]:
+    """Of images whose convolutions gain on this CPU; the weights are float32 in any case."""
+    bfloat16 = cpu_has_bfloat16() and not cpu_has_matrix_units()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
 def is_for_many(weight: Tensor, how: list[Any]) -> bool:
-    """Whether a convolution with this weight, in float32 on a CPU, is computed so where images are large or many."""
+    """Whether a convolution with this weight is computed so, in such a format, where images are large or many."""
     plain = weight.shape[2:] == (3, 3) and how == HOW
     outputs, inputs = weight.shape[:2]
     return plain and outputs * inputs >= LEAST_PRODUCTS * (outputs + inputs)
 
 
 def convolve(images: Tensor, weight: Tensor) -> Tensor:
-    """The convolution, (B, C_in, H, W) → (B, C_out, H, W), channels-last, exact but for rounding (about 3e-6).
+    """The convolution, (B, C_in, H, W) → (B, C_out, H, W), channels-last, exact but for rounding (about 2e-6).
 
     The gradient of its images is the convolution of its outputs' gradient with the weight `turned_around`.
+
+    Args:
+        images: in float32 or bfloat16, as will be the outputs.
+        weight: in float32.
     """
     size, outputs = _Size(images), weight.shape[0]
-    of_tiles, of_filters, of_outputs = _transforms(size.side)
+    of_tiles, of_filters, of_outputs = _transforms(size.side, images.dtype)
     # (36, C_in, C_out)
     filters = (of_filters @ weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).unflatten(1, (-1, outputs))
+    filters = filters.to(images.dtype)
     result = images.new_empty(len(images), size.height, size.width, outputs)
 
     def convolve_some(some: tuple[Tensor, Tensor]) -> None:
@@ -135,15 +157,19 @@ def convolve(images: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(gradient: Tensor, images: Tensor) -> Tensor:
-    """Of the same convolution: gradient of the outputs (B, C_out, H, W), images → gradient (C_out, C_in, 3, 3)."""
+    """Of the same convolution: gradient of the outputs (B, C_out, H, W), images → (C_out, C_in, 3, 3) in float32."""
     size, outputs = _Size(images), gradient.shape[1]
-    of_tiles, of_filters, of_outputs = _transforms(size.side)
+    of_tiles, of_filters, of_outputs = _transforms(size.side, images.dtype)
 
     def gradient_of_some(some: tuple[Tensor, Tensor]) -> Tensor:
-        total = images.new_zeros(len(of_tiles), images.shape[1], outputs)  # (36, C_in, C_out)
+        total = torch.zeros(len(of_tiles), images.shape[1], outputs)  # (36, C_in, C_out)
         for tiles, part in zip(size.tiles(some[0], outputs), size.parts(some[1], outputs), strict=True):
             of_part = (of_outputs.T @ size.taken_apart(part)).view(*tiles.shape[:2], outputs)
-            total.baddbmm_((of_tiles @ tiles.flatten(1)).view_as(tiles).mT, of_part)
+            transformed = (of_tiles @ tiles.flatten(1)).view_as(tiles).mT
+            if total.dtype is images.dtype:
+                total.baddbmm_(transformed, of_part)
+            else:
+                total += torch.bmm(transformed, of_part)
         return total
 
     some = _by_thread(images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
@@ -174,7 +200,7 @@ class _Size:
 
     def parts(self, patches: Tensor, outputs: int) -> tuple[Tensor, ...]:
         """Parts of a batch (B, H, W, …) whose tiles stay in a cache."""
-        of_an_image = (self.side + 2) ** 2 * self.down * self.across * max(self.channels, outputs) * 4
+        of_an_image = (self.side + 2) ** 2 * self.down * self.across * max(self.channels, outputs)
         return patches.split(max(1, AT_ONCE // of_an_image))
 
     def tiles(self, images: Tensor, outputs: int) -> Iterator[Tensor]:
@@ -206,13 +232,15 @@ class _Size:
 
 
 @cache
-def _transforms(side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _transforms(side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Of tiles ((m + 2)², (m + 2)²), of filters ((m + 2)², 9) and of outputs (m², (m + 2)²), each in both axes at once.
+
+    That of the filters is in float32, the others are in `dtype`.
 
     In one axis: evaluate the filter as a polynomial at m + 1 points and infinity, and the outputs' transpose, too; the
     tile's transform is the transpose of the interpolation.
     """
-    points = np.array(_POINTS[: side + 1], np.float64)
+    points = np.array(_POINTS[side], np.float64)
     others = [np.delete(points, i) for i in range(len(points))]
     scale = np.array([np.prod(at - rest) for at, rest in zip(points, others, strict=True)])
     last = np.eye(1, 3, 2), np.eye(1, side, side - 1)
@@ -223,4 +251,4 @@ def _transforms(side: int) -> tuple[Tensor, Tensor, Tensor]:
         tiles[i, : side + 1] = np.poly(rest)[::-1]
     tiles[-1] = np.poly(points)[::-1]
     both = [torch.from_numpy(np.kron(matrix, matrix)).float() for matrix in (tiles, filters, outputs)]
-    return both[0], both[1], both[2]
+    return both[0].to(dtype), both[1], both[2].to(dtype)

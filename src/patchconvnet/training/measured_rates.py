@@ -201,7 +201,7 @@ def _convolution(
 
 
 def _winograd(dtype: torch.dtype, backward: bool) -> Iterator[Operator]:
-    if dtype is not torch.float32:
+    if dtype not in winograd.formats():
         return
     for batch, channels, out_channels, side in (
         (128, 96, 96, 16),

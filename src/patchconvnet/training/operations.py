@@ -18,7 +18,7 @@ from patchconvnet.training.convolution_gradients import is_depthwise, is_slow
 
 MATRIX = "matrix products"
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions", "convolutions, backward"
-WINOGRAD = "3×3 convolutions in float32 by Winograd's algorithm"  # of many images; on CPUs (winograd.py)
+WINOGRAD = "3×3 convolutions by Winograd's algorithm"  # of many images; on CPUs (winograd.py)
 WINOGRAD_BACKWARD = f"{WINOGRAD}, backward"
 POINTWISE, POINTWISE_BACKWARD = "1×1 convolutions", "1×1 convolutions, backward"
 DEPTHWISE, DEPTHWISE_BACKWARD = "depthwise convolutions", "depthwise convolutions, backward"
@@ -168,7 +168,7 @@ def _operations(out: Tensor, weight: Tensor) -> int:
 
 def _is_by_winograd(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
     # whether a batch is large enough for it is not known here, where few images are counted
-    return images.dtype is torch.float32 and winograd.is_for_many(weight, how)
+    return images.dtype in winograd.formats() and winograd.is_for_many(weight, how)
 
 
 def _is_pointwise(weight: Tensor) -> bool:
