@@ -35,6 +35,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.files import write_atomic
 from patchconvnet.hardware import fastest_dtype, keep_freed_memory
 from patchconvnet.models.winograd import by_winograd
+from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.evaluation import evaluate
 from patchconvnet.training.optimization import set_learning_rate
 
@@ -121,7 +122,8 @@ def train(
         with autocast(), by_winograd(network):
             logits = network(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING, reduction="sum")
-        loss.backward()
+        with faster_backward(network):
+            loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         losses.append(loss.item() / len(labels))

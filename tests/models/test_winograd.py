@@ -64,46 +64,16 @@ def test_threads_work_through_a_part_of_the_batch_each(batch: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("bfloat16", "units"), [(True, False), (True, True), (False, False)])
-def test_bfloat16_gains_where_a_cpu_has_it_but_no_units_for_matrices(
-    bfloat16: bool, units: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_autocast_has_its_own_format(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     monkeypatch.setattr(winograd, "LEAST_OPERATIONS", 0)
-    monkeypatch.setattr(winograd, "cpu_has_bfloat16", lambda: bfloat16)
-    monkeypatch.setattr(winograd, "cpu_has_matrix_units", lambda: units)
     conv, images = layer(), torch.randn(64, 96, 8, 8)
     with by_winograd(conv), torch.autocast("cpu", torch.bfloat16):
         assert conv(images).dtype is torch.bfloat16
-    assert calls == ({"convolve": 1} if bfloat16 and not units else {})
-    calls.clear()
+    assert not calls
     with by_winograd(conv), torch.autocast("cpu", torch.bfloat16, enabled=False):
         assert conv(images).dtype is torch.float32
     assert calls == {"convolve": 1}
-
-
-@pytest.mark.parametrize("side", [6, 8, 16])
-def test_under_autocast_outputs_and_gradients_are_within_bfloat16s_rounding(
-    side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = counted(monkeypatch)
-    monkeypatch.setattr(winograd, "LEAST_OPERATIONS", 0)
-    monkeypatch.setattr(winograd, "cpu_has_bfloat16", lambda: True)
-    monkeypatch.setattr(winograd, "cpu_has_matrix_units", lambda: False)
-    torch.manual_seed(0)
-    conv = layer(bias=True)
-    images = torch.randn(128, 96, side, side).bfloat16().float().requires_grad_()
-    wanted = (images, conv.weight, conv.bias)
-    exact = conv(images)
-    upstream = torch.randn_like(exact).bfloat16()
-    expected = exact.detach(), *torch.autograd.grad(exact, wanted, upstream.float())
-    with by_winograd(conv), torch.autocast("cpu", torch.bfloat16):
-        found = conv(images)
-        ours = found.detach(), *torch.autograd.grad(found, wanted, upstream)
-    assert calls == {"convolve": 2, "weight_gradient": 1}
-    assert [each.dtype for each in ours] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
-    for one, other in zip(ours, expected, strict=True):
-        assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
 @pytest.mark.parametrize("side", winograd.TILES)
@@ -145,7 +115,7 @@ def layer(inputs: int = 96, outputs: int = 96, kernel: int = 3, **options: Any) 
     ],
     ids=str,
 )
-def test_only_large_plain_convolutions_of_float32_weights_are_computed_so(
+def test_only_large_plain_convolutions_in_float32_are_computed_so(
     conv: nn.Conv2d, shape: tuple[int, ...], wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = counted(monkeypatch)

@@ -6,24 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from small_runs import MICRO, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchconvnet.data.preprocessing import Preprocessing
-from patchconvnet.hardware import cpu_has_matrix_units
+from patchconvnet.models import winograd
 from patchconvnet.training import convolution_gradients
 from patchconvnet.training.convolution_gradients import FasterGradients, faster_backward
 from patchconvnet.training.recipe import ModelOptions
 
 
-def gradients(layer: nn.Conv2d, images: Tensor, context: Any) -> tuple[Tensor, ...]:
+def gradients(layer: nn.Conv2d, images: Tensor, context: Any, *, random: bool = False) -> tuple[Tensor, ...]:
     images = images.clone().requires_grad_()
     layer.zero_grad()
     out = layer(images)
+    if random:
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    else:
+        upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
     with context:
-        out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).bfloat16().to(out.dtype))
+        out.backward(upstream.bfloat16().to(out.dtype))
     found = images.grad, *(parameter.grad for parameter in layer.parameters())
     assert all(each is not None for each in found)
     return found  # type: ignore[return-value]
@@ -90,6 +96,70 @@ def test_only_narrow_images_of_plain_3_by_3_convolutions_are_laid_side_by_side(
     assert shapes == ({images.shape, (3, 8, 9, 7 * 9)} if changed else {images.shape})
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("batch", "height", "width"), [(64, 8, 8), (31, 6, 6), (16, 13, 5)])
+def test_large_convolutions_have_gradients_by_winograds_algorithm(
+    batch: int, height: int, width: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("LEAST_OPERATIONS", "LEAST_PLACES"):
+        monkeypatch.setattr(winograd, limit, 0)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 128, 3, padding=1, bias=bias).bfloat16()
+    images = torch.randn(batch, 64, height, width).contiguous(memory_format=torch.channels_last).bfloat16()
+    context = FasterGradients(by_winograd=True)
+    assert not computed(layer, images.clone(), context)  # none of PyTorch's
+    ours = gradients(layer, images, context, random=True)
+    assert all(each.dtype is torch.bfloat16 for each in ours)
+    exact = gradients(layer.float(), images.float(), nullcontext(), random=True)
+    for one, right in zip(ours, exact, strict=True):
+        assert one.shape == right.shape
+        assert (one.float() - right).norm() < 0.02 * right.norm()
+
+
+def test_they_add_little_to_what_bfloat16_does_to_a_networks_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("LEAST_OPERATIONS", "LEAST_PLACES"):
+        monkeypatch.setattr(winograd, limit, 0)
+    torch.manual_seed(0)
+    network = timm.create_model("patchconvnet_mini").to(memory_format=torch.channels_last).train()
+    images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
+
+    def gradient(*, half: bool, context: Any) -> Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = network(images)
+        with context:
+            F.cross_entropy(logits.float(), labels).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+    exact = gradient(half=False, context=nullcontext())
+    plain, ours = (
+        (gradient(half=True, context=context) - exact).norm()
+        for context in (nullcontext(), FasterGradients(by_winograd=True))
+    )
+    assert plain != ours
+    assert ours < 1.2 * plain
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 64, 8, 8), torch.rand(200, 48, 8, 8)], ids=["few", "few channels"])
+def test_small_ones_stay_as_they_are(images: Tensor) -> None:
+    layer, images = nn.Conv2d(images.shape[1], 64, 3, padding=1).bfloat16(), images.bfloat16()
+    assert converted(layer, images, FasterGradients(by_winograd=True)) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("which", ["images", "weight"])
+def test_only_the_gradients_that_are_asked_for(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("LEAST_OPERATIONS", "LEAST_PLACES"):
+        monkeypatch.setattr(winograd, limit, 0)
+    layer, images = nn.Conv2d(64, 128, 3, padding=1, bias=False).bfloat16(), torch.rand(8, 64, 8, 8).bfloat16()
+    layer.requires_grad_(which == "weight")
+    images.requires_grad_(which == "images")
+    out = layer(images)
+    with FasterGradients(by_winograd=True):
+        out.sum().backward()
+    assert (images.grad is None) is (which == "weight")
+    assert (layer.weight.grad is None) is (which == "images")
+
+
 def computed(layer: nn.Module, images: Tensor, context: Any) -> set[tuple[torch.dtype, torch.Size]]:
     """Number format and shape of the images of each backward convolution."""
     found = set()
@@ -126,7 +196,22 @@ def test_only_networks_that_have_such_layers() -> None:
     assert isinstance(faster_backward(nn.Conv2d(4, 4, 3, groups=4)), nullcontext)
     assert isinstance(faster_backward(nn.Conv2d(4, 4, 7)), nullcontext)
     assert isinstance(faster_backward(nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4))), FasterGradients)
-    assert isinstance(faster_backward(nn.Conv2d(4, 4, 3)), FasterGradients) == cpu_has_matrix_units()
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_each_cpu_has_its_way(units: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution_gradients, "cpu_has_matrix_units", lambda: units)
+    monkeypatch.setattr(convolution_gradients, "cpu_has_bfloat16", lambda: bfloat16)
+    found = faster_backward(nn.Conv2d(4, 4, 3))
+    if units:
+        assert isinstance(found, FasterGradients)
+        assert (found.side_by_side, found.by_winograd) == (True, False)
+    elif bfloat16:
+        assert isinstance(found, FasterGradients)
+        assert (found.side_by_side, found.by_winograd) == (False, True)
+    else:
+        assert isinstance(found, nullcontext)
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": "blocks"}, {"optimization": {"accumulate": 2}}])

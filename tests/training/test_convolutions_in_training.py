@@ -7,10 +7,13 @@ import pytest
 from small_runs import micro, rows, run
 
 from patchconvnet.models import winograd
+from patchconvnet.training import convolution_gradients
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": "pointwise"}, {"recompute": "blocks"}])
-def test_a_training_computes_them_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+def test_a_training_in_float32_computes_them_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
     forward, backward = list[int](), list[int]()
     convolve, weight_gradient = winograd.convolve, winograd.weight_gradient
     monkeypatch.setattr(winograd, "convolve", lambda *args: (forward.append(1), convolve(*args))[1])
@@ -29,10 +32,12 @@ def test_a_training_computes_them_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ours, plain = (float(rows(tmp_path / name)[0]["train_loss"]) for name in ("run", "plain"))
     assert ours == pytest.approx(plain, rel=1e-2)  # max pools and batch norms make much of rounding
     assert ours != plain
+    # in bfloat16 only gradients, and not where there are units for matrices
     half = micro(model={"options": options}, epochs=1, precision="bf16-mixed", **changes)
+    monkeypatch.setattr(convolution_gradients, "cpu_has_bfloat16", lambda: True)
     for units in (True, False):
         forward.clear()
-        monkeypatch.setattr(winograd, "cpu_has_bfloat16", lambda: True)
-        monkeypatch.setattr(winograd, "cpu_has_matrix_units", lambda units=units: units)
+        backward.clear()
+        monkeypatch.setattr(convolution_gradients, "cpu_has_matrix_units", lambda units=units: units)
         run(half, tmp_path / f"bfloat16, {units}")
-        assert bool(forward) is not units
+        assert len(forward) == len(backward) == (0 if units else 6 * convolutions)

@@ -1,14 +1,14 @@
-"""3×3 convolutions of a training on a CPU with a quarter of the multiplications, and their gradients, in whole batches.
+"""3×3 convolutions on a CPU with a quarter of the multiplications, and their gradients, in whole batches.
 
 Winograd's minimal filtering: m × m outputs at a time are an inverse transform of the elementwise product of a
 transformed filter and a transformed tile of (m + 2) × (m + 2) inputs; summed over the channels, these products are
 (m + 2)² products of matrices. oneDNN, by which PyTorch computes convolutions, works at the CPU's peak of
 multiplications, so that fewer of them are what is left to gain (docs/plan.md).
 
-In float32 results are exact to rounding. Under bfloat16's autocast the transformed tiles and filters are rounded to
-bfloat16 like everything else there, and the transforms enlarge that: outputs and gradients are off by 1.3 to 1.6 % of
-their spread, where oneDNN's are by 0.2. docs/plan.md has what that does to a network's gradients. CPUs with units for
-matrices in bfloat16 (AMX) compute the products in less time than the transforms take, and keep oneDNN's.
+In float32 results are exact to rounding. In bfloat16 the transformed tiles and filters are rounded, too, and the
+transforms enlarge that: results are off by 1.3 to 1.6 % of their spread, where oneDNN's are by 0.2. So there it is for
+gradients only (`training/convolution_gradients.py`), in which bfloat16's forward pass has left more than that already
+(docs/plan.md).
 
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; the transforms of any
 m are Toom and Cook's, from the points below.
@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchconvnet.hardware import cpu_has_bfloat16, cpu_has_matrix_units
 from patchconvnet.models.passes import for_each
 
 AT_ONCE = 600_000  # values of the transformed tiles that are worked on at a time: they stay in a core's own cache
@@ -42,7 +41,8 @@ _POINTS = {3: (0, 3 / 4, -3 / 4, 2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 def by_winograd(model: nn.Module) -> Iterator[None]:
     """While it lasts, a network's forward pass computes such convolutions so, and so will the backward pass of it.
 
-    What a backward pass computes again (`recomputing.py`) is a forward pass, too, and has to be within.
+    Under autocast, which would have them in bfloat16, it changes nothing. What a backward pass computes again
+    (`recomputing.py`) is a forward pass, too, and has to be within.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and is_for_many(layer.weight, _how(layer))]
     for layer in layers:
@@ -55,12 +55,11 @@ def by_winograd(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled("cpu") and images.dtype is torch.float32:
-        images = images.to(torch.get_autocast_dtype("cpu"))  # as autocast itself does
-    if not is_for(images, weight, _how(layer)):
+    single = images.dtype is weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not (single and is_for(images, weight, _how(layer))):
         return nn.Conv2d._conv_forward(layer, images, weight, bias)
     outputs = _convolution(images, weight)
-    return outputs if bias is None else outputs + bias[:, None, None].to(outputs.dtype)
+    return outputs if bias is None else outputs + bias[:, None, None]
 
 
 def _how(layer: nn.Conv2d) -> list[Any]:
@@ -72,8 +71,7 @@ def _how(layer: nn.Conv2d) -> list[Any]:
 # one operation each, so that what is kept for the backward pass can be chosen by operation (`recomputing.py`)
 @torch.library.custom_op("patchconvnet::winograd_convolution", mutates_args=())
 def _convolution(images: Tensor, weight: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # formats are chosen
-        return convolve(images, weight)
+    return convolve(images, weight)
 
 
 @torch.library.custom_op("patchconvnet::winograd_convolution_backward", mutates_args=())
@@ -81,11 +79,10 @@ def _convolution_backward(
     gradient: Tensor, images: Tensor, weight: Tensor, of_images: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
     none = images.new_empty(0)
-    with torch.autocast("cpu", enabled=False):
-        return (
-            convolve(gradient, turned_around(weight)) if of_images else none,
-            weight_gradient(gradient, images) if of_weight else none.clone(),
-        )
+    return (
+        convolve(gradient, turned_around(weight)) if of_images else none,
+        weight_gradient(gradient, images).to(weight.dtype) if of_weight else none.clone(),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -104,28 +101,21 @@ CONVOLUTION_BACKWARD = torch.ops.patchconvnet.winograd_convolution_backward.defa
 
 
 def is_for(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
-    """Whether a convolution is computed so: one of 3 × 3, padded by 1, in such a format on a CPU, and large enough.
+    """Whether a convolution gains by it: one of 3 × 3, padded by 1, on a CPU, and large enough.
 
     Args:
         images: (B, C_in, H, W).
         weight: (C_out, C_in / groups, 3, 3).
         how: stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    fits = images.device.type == "cpu" and images.dtype in formats() and weight.dtype is torch.float32
-    if not (fits and is_for_many(weight, how)):
+    if images.device.type != "cpu" or not is_for_many(weight, how):
         return False
     places = images.numel() // images.shape[1]
     return places >= LEAST_PLACES and 2 * places * weight.numel() >= LEAST_OPERATIONS * torch.get_num_threads()
 
 
-def formats() -> tuple[torch.dtype, ...]:
-    """Of images whose convolutions gain on this CPU; the weights are float32 in any case."""
-    bfloat16 = cpu_has_bfloat16() and not cpu_has_matrix_units()
-    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
-
-
 def is_for_many(weight: Tensor, how: list[Any]) -> bool:
-    """Whether a convolution with this weight is computed so, in such a format, where images are large or many."""
+    """Whether a convolution with this weight gains by it on a CPU, where images are large or many."""
     plain = weight.shape[2:] == (3, 3) and how == HOW
     outputs, inputs = weight.shape[:2]
     return plain and outputs * inputs >= LEAST_PRODUCTS * (outputs + inputs)
@@ -138,13 +128,13 @@ def convolve(images: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         images: in float32 or bfloat16, as will be the outputs.
-        weight: in float32.
+        weight: in either.
     """
     size, outputs = _Size(images), weight.shape[0]
     of_tiles, of_filters, of_outputs = _transforms(size.side, images.dtype)
     # (36, C_in, C_out)
-    filters = (of_filters @ weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).unflatten(1, (-1, outputs))
-    filters = filters.to(images.dtype)
+    filters = (of_filters @ weight.float().permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).to(images.dtype)
+    filters = filters.unflatten(1, (-1, outputs))
     result = images.new_empty(len(images), size.height, size.width, outputs)
 
     def convolve_some(some: tuple[Tensor, Tensor]) -> None:

@@ -3,6 +3,8 @@
 - **Depthwise ones, two in float32.** oneDNN (3.12, in PyTorch 2.14) has no bfloat16 kernels for the gradient of the
   input where the stride is above 1, and for that of the weights where the kernel is above 3×3; the general ones it
   takes pad each channel to 16 and are up to 200 times as slow (docs/plan.md). In float32 it has them.
+- **Large 3×3 ones, both by Winograd's algorithm** (`models/winograd.py`), with a quarter of the products, where a CPU
+  computes in bfloat16 without units for matrices.
 - **Those of 3×3 weights on narrow images, several images side by side.** Intel's matrix units (AMX) multiply 32 places
   of a row at once, and oneDNN pads each row to that: of images 8 wide three quarters of the work is of zeros, of images
   4 wide seven eighths. A row of several images, a column of zeros behind each, is as wide as one likes.
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchconvnet.hardware import cpu_has_matrix_units
+from patchconvnet.hardware import cpu_has_bfloat16, cpu_has_matrix_units
+from patchconvnet.models import winograd
 
 CHUNK = 2**21  # values of images in float32 at a time; the largest layer takes twice as long if converted at once
 NARROW = 8  # places in a row; from 12 on the copies cost what is gained
@@ -53,16 +56,21 @@ class FasterGradients(TorchDispatchMode):
 
     Args:
         side_by_side: whether narrow images are laid so, which is for CPUs with matrix units.
+        by_winograd: whether large convolutions' are computed so, which is for those without.
     """
 
-    def __init__(self, side_by_side: bool = False):
+    def __init__(self, *, side_by_side: bool = False, by_winograd: bool = False):
         super().__init__()
-        self.side_by_side = side_by_side
+        self.side_by_side, self.by_winograd = side_by_side, by_winograd
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not _BACKWARD or args[0].dtype is not torch.bfloat16 or args[0].device.type != "cpu":
             return func(*args, **(kwargs or {}))
         gradient, images, weight, biases, *how, wanted = args
+        if self.by_winograd and winograd.is_for(images, weight, how):
+            of_both = winograd.CONVOLUTION_BACKWARD(gradient, images, weight, *wanted[:2])
+            found = *of_both, gradient.sum((0, 2, 3)) if wanted[2] else None
+            return tuple(each if asked else None for each, asked in zip(found, wanted, strict=True))
         narrow = self.side_by_side and is_narrow(images, weight, how)
         of_images, of_weight = (False, True) if narrow else is_slow(weight, how[0], how[-1])
         # oneDNN makes the bias's gradient together with that of the weights
@@ -115,13 +123,18 @@ def _in_float32(
 
 def faster_backward(model: nn.Module) -> AbstractContextManager[Any]:
     """For a network's backward pass on a CPU: `FasterGradients` where it has such convolutions, else nothing."""
-    units = cpu_has_matrix_units()
+    units, fewer = cpu_has_matrix_units(), bfloat16_by_winograd()
     there = any(
         isinstance(module, nn.Conv2d)
         and (
             any(is_slow(module.weight, [*module.stride], module.groups))
-            or (units and module.kernel_size == (3, 3) and module.groups == 1)
+            or ((units or fewer) and module.kernel_size == (3, 3) and module.groups == 1)
         )
         for module in model.modules()
     )
-    return FasterGradients(units) if there else nullcontext()
+    return FasterGradients(side_by_side=units, by_winograd=fewer) if there else nullcontext()
+
+
+def bfloat16_by_winograd() -> bool:
+    """Whether gradients in bfloat16 gain by Winograd's algorithm here: units for matrices outrun its transforms."""
+    return cpu_has_bfloat16() and not cpu_has_matrix_units()

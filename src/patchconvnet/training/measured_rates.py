@@ -45,6 +45,7 @@ from patchconvnet.training.operations import (
     WINOGRAD_BACKWARD,
     Amount,
     Counter,
+    has_gradients_by_winograd,
 )
 from patchconvnet.training.rates import Rate, Rates
 
@@ -201,7 +202,7 @@ def _convolution(
 
 
 def _winograd(dtype: torch.dtype, backward: bool) -> Iterator[Operator]:
-    if dtype not in winograd.formats():
+    if not (has_gradients_by_winograd(dtype) if backward else dtype is torch.float32):
         return
     for batch, channels, out_channels, side in (
         (128, 96, 96, 16),
@@ -210,7 +211,7 @@ def _winograd(dtype: torch.dtype, backward: bool) -> Iterator[Operator]:
         (64, 128, 256, 12),
         (4, 160, 160, 40),
     ):
-        images, weight = _images(batch, channels, side, dtype), torch.rand(out_channels, channels, 3, 3)
+        images, weight = _images(batch, channels, side, dtype), torch.rand(out_channels, channels, 3, 3).to(dtype)
         if not backward:
             yield partial(winograd.CONVOLUTION, images, weight)
             continue

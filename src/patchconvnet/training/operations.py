@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from patchconvnet.models import winograd
-from patchconvnet.training.convolution_gradients import is_depthwise, is_slow
+from patchconvnet.training.convolution_gradients import bfloat16_by_winograd, is_depthwise, is_slow
 
 MATRIX = "matrix products"
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions", "convolutions, backward"
@@ -136,7 +136,8 @@ def _convolution(
     elif _is_pointwise(weight):
         kind = POINTWISE
     else:
-        kind = WINOGRAD if _is_by_winograd(images, weight, how) else CONVOLUTION
+        single = images.dtype is torch.float32
+        kind = WINOGRAD if single and winograd.is_for_many(weight, how) else CONVOLUTION
     return kind, Amount(1, _operations(out, weight), moved)
 
 
@@ -146,7 +147,7 @@ def _convolution_backward(
     of_images, of_weight, _ = out
     operations, found = _operations(gradient, weight), []
     of_images_kind = of_weight_kind = POINTWISE_BACKWARD if _is_pointwise(weight) else CONVOLUTION_BACKWARD
-    if _is_by_winograd(images, weight, how):
+    if has_gradients_by_winograd(images.dtype) and winograd.is_for_many(weight, how):
         of_images_kind = of_weight_kind = WINOGRAD_BACKWARD
     elif is_depthwise(weight, how[-1]):
         strided, large = is_slow(weight, how[0], how[-1])
@@ -166,9 +167,12 @@ def _operations(out: Tensor, weight: Tensor) -> int:
     return 2 * out.numel() * weight.shape[1:].numel()
 
 
-def _is_by_winograd(images: Tensor, weight: Tensor, how: list[Any]) -> bool:
-    # whether a batch is large enough for it is not known here, where few images are counted
-    return images.dtype in winograd.formats() and winograd.is_for_many(weight, how)
+def has_gradients_by_winograd(dtype: torch.dtype) -> bool:
+    """Whether large convolutions' are computed so here.
+
+    Which batch is large enough for it is not known, where few images are counted.
+    """
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bfloat16_by_winograd())
 
 
 def _is_pointwise(weight: Tensor) -> bool:
