@@ -27,7 +27,7 @@ def mutated(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
             case 0:
                 data[at : at + 1] = bytes([int(random.integers(0, 256))])
             case 1:  # in the header, where sizes are
-                at = int(random.integers(0, min(len(data), 64)))
+                at = int(random.integers(0, min(max(len(data), 1), 64)))
                 data[at : at + 4] = random.bytes(4)
             case 2:
                 del data[at:]
