@@ -20,7 +20,7 @@ def close(ours: Tensor, exact: Tensor) -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("at_once", [1, 20_000, 10**9])  # bytes: an image at a time, some, all
+@pytest.mark.parametrize("at_once", [1, 20_000, 10**9])  # values: an image at a time, some, all
 @pytest.mark.parametrize(("batch", "channels", "outputs", "height", "width"), SIZES)
 def test_both_passes_are_the_convolution_and_its_gradients(
     batch: int,
