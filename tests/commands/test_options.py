@@ -16,6 +16,7 @@ from patchconvnet.cli import COMMANDS, main
 from patchconvnet.commands.command_line import CommandLine, expected
 from patchconvnet.commands.explain import unique_stems
 from patchconvnet.commands.terminal import printable
+from patchconvnet.errors import UserError
 from patchconvnet.models import Metadata
 
 
@@ -63,6 +64,19 @@ def parsed(*words: str) -> dict[str, object]:
 )
 def test_options_are_read_as_people_type_them(words: list[str], name: str, value: object) -> None:
     assert parsed(*words)[name] == value
+
+
+def test_a_word_that_no_switch_takes_is_no_image_where_there_are_none() -> None:
+    with pytest.raises(UserError, match="--strict: expected true or false, not maybe"):
+        parsed("--strict", "maybe")
+    assert main(["train", "--model.whiten", "maybe"]) == 2
+
+
+def test_a_switch_leaves_the_next_word_to_a_command_that_takes_images() -> None:
+    parser = CommandLine(command)
+    parser.add_argument("images", nargs="*")
+    parser.add_function_arguments(command, as_group=False)
+    assert dict(parser.parse(["--strict", "maybe.jpg"])).items() >= {"strict": True, "images": ["maybe.jpg"]}.items()
 
 
 def test_types_in_words() -> None:

@@ -12,7 +12,7 @@ from patchconvnet.models.cost import multiply_accumulates
 from patchconvnet.training.operations import KINDS
 from patchconvnet.training.plan import Machine, count_step, plan
 from patchconvnet.training.rates import Rate, Rates, stored_cpus
-from patchconvnet.training.recipe import OptimizationOptions, Recipe
+from patchconvnet.training.recipe import ModelOptions, OptimizationOptions, Recipe
 
 PRODUCTS = [kind for kind in KINDS if "product" in kind or "convolution" in kind]
 RATES = Rates({kind: Rate(operation=1e-12) if kind in PRODUCTS else Rate() for kind in KINDS}, 1e9, True, "made up")
@@ -37,6 +37,24 @@ def test_a_step_is_three_forward_passes() -> None:
     done = products(counted.image)
     # the backward pass has each product twice, but for the first layer's, whose image needs no gradient
     assert 2.5 * forward < done <= 3.05 * forward
+
+
+@pytest.mark.parametrize(
+    ("epochs", "hardware", "rests"),
+    [(4, "cpu", True), (3, "cpu", False), (4, "2xcpu", False)],
+    ids=["alone", "too few epochs", "two processes"],
+)
+def test_a_whitened_stem_takes_what_it_does_in_the_last_epoch(epochs: int, hardware: str, rests: bool) -> None:
+    def convolutions(whiten: bool) -> float:
+        asked = recipe(model=ModelOptions(name="patchconvnet_micro", whiten=whiten), epochs=epochs)
+        seconds = plan(network(), asked, 50_000, Machine.parse(hardware), rates=RATES).seconds
+        return 1e12 * sum(seconds[kind] for kind in PRODUCTS if kind in seconds) / 8 * Machine.parse(hardware).count
+
+    filters = 2 * 32 * 32 * 24 * 3 * 9  # gradient of the first convolution's weights
+    following = 2 * 32 * 32 * 24 * network().stem.convs[1].out_channels * 9  # of what the second one is given
+    # oneDNN makes the filters' gradient with that of the biases, whether it is asked for or not
+    saved = filters + following if rests else 0
+    assert convolutions(whiten=False) - convolutions(whiten=True) == pytest.approx(saved, rel=1e-3)
 
 
 def test_memory_is_that_of_the_tensors() -> None:

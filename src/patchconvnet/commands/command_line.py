@@ -144,12 +144,19 @@ class CommandLine(ArgumentParser):
                 continue
             if not given:
                 if hint is bool and (not words or words[0].lower() not in SWITCH_VALUES):
+                    if words and not words[0].startswith("-") and not self._takes_words:
+                        self._complain(f"{typed}: expected {expected(hint)}, not {words[0]}")
                     value = "true"
                 elif words and not words[0].startswith("--"):
                     value = words.pop(0)
                 else:
                     self._complain(f"{typed} needs a value: {expected(hint)}")
             yield f"{name}={_rewritten(hint, value)}"
+
+    @property
+    def _takes_words(self) -> bool:
+        """Whether there is something to type that is no option, such as image files."""
+        return any(not action.option_strings for action in self._actions)
 
     def _within_options(self, typed: str, names: Mapping[str, str]) -> str | None:
         """`--model.options.depth`, a key of a dictionary."""

@@ -22,10 +22,8 @@ from patchconvnet.training import sharding
 from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.distributed import synchronise_batch_norm
 from patchconvnet.training.launch import is_sharded
-from patchconvnet.training.optimization import build_optimizer, set_learning_rate
+from patchconvnet.training.optimization import build_optimizer, set_learning_rate, whitening_rests
 from patchconvnet.training.recipe import Recipe
-
-WHITENING_EPOCHS = 3  # in which the bias of whitening filters is trained (airbench94.py)
 
 
 class Learner:
@@ -77,15 +75,10 @@ class Learner:
         return way(self.plain)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Training mode, but for the batch norms that keep their statistics.
-
-        From the fourth epoch on (`epoch` 3) a whitened stem is done with: at the resolution of the image, the gradient
-        of what the second convolution is given costs a tenth of a small network's step, and is for 24 biases alone.
-        """
+        """Training mode, but for the batch norms that keep their statistics, and for whitening once it rests."""
         self.model.train()
         stem = getattr(self.plain, "stem", None)
-        # several processes have agreed on whose gradients they exchange
-        if isinstance(stem, PooledStem) and epoch >= WHITENING_EPOCHS and self.fabric.world_size == 1:
+        if isinstance(stem, PooledStem) and whitening_rests(epoch, self.fabric.world_size):
             stem.freeze_whitening()
         if self.recipe.optimization.freeze_batch_norm:
             for module in self.plain.modules():

@@ -13,6 +13,8 @@ from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier
 from patchconvnet.training.recipe import OptimizationOptions
 
+WHITENING_EPOCHS = 3
+
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base: float, warmup_from: float = 0.0) -> float:
     """Learning rate at a step: a line from `warmup_from` to `base`, then half a cosine down to 0.
@@ -58,6 +60,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
     """Set each group's rate to a share of its rate at the top."""
     for group in optimizer.param_groups:
         group["lr"] = share * group["initial_lr"]
+
+
+def whitening_rests(epoch: int, processes: int) -> bool:
+    """Whether the bias of whitening filters is trained no more in an epoch, counted from 0.
+
+    From the fourth on it is done with: at the resolution of the image, the gradient of what the second convolution is
+    given costs a tenth of a small network's step, and is for 24 biases alone. Several processes have agreed before the
+    first epoch on whose gradients they exchange, and go on.
+
+    Source: the first three epochs are those of airbench94.py.
+    """
+    return epoch >= WHITENING_EPOCHS and processes == 1
 
 
 def build_optimizer(model: AttentionClassifier, options: OptimizationOptions) -> torch.optim.Optimizer:

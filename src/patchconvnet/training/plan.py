@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 from patchconvnet.errors import UserError
 from patchconvnet.hardware import fastest_dtype
 from patchconvnet.models import AttentionClassifier
+from patchconvnet.models.stem import PooledStem
 from patchconvnet.training.convolution_gradients import faster_backward
 from patchconvnet.training.measured_rates import measured_rates
 from patchconvnet.training.operations import Counter, Counts, combined
-from patchconvnet.training.optimization import build_optimizer
+from patchconvnet.training.optimization import build_optimizer, whitening_rests
 from patchconvnet.training.rates import GPUS, Rates, gpu_rates, stored_cpus, stored_rates
 from patchconvnet.training.recipe import Recipe
 
@@ -186,6 +187,7 @@ def plan(
             f"{hardware.count * recipe.optimization.accumulate}"
         )
     dtype = dtype or dtype_of(recipe, hardware)
+    _whiten(model, recipe, hardware.count)
     counted = counted or count_step(model, recipe, dtype, for_cpu=hardware.kind not in GPUS)
     rates = rates or rates_of(hardware, dtype, counted)
     on_each = recipe.batch_size // hardware.count
@@ -207,6 +209,15 @@ def plan(
     cost = None if price is None else price * hardware.count * epoch / 3600
     fits = sum(memory.values()) <= rates.memory
     return Plan(memory, seconds, step, epoch, max(seconds, key=lambda k: seconds[k]), fits, rates, cost)
+
+
+def _whiten(model: AttentionClassifier, recipe: Recipe, processes: int) -> None:
+    """Train of the stem what is trained in the last epoch, if the recipe whitens it; with what values is the same."""
+    stem = getattr(model, "stem", None)
+    if recipe.model.whiten and isinstance(stem, PooledStem):
+        stem.whiten(torch.rand(1, recipe.preprocessing.channels, *recipe.preprocessing.size))
+        if whitening_rests(recipe.epochs - 1, processes):
+            stem.freeze_whitening()
 
 
 def dtype_of(recipe: Recipe, hardware: Machine) -> torch.dtype:
