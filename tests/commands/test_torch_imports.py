@@ -54,6 +54,11 @@ def test_a_command_does_not_load_the_compiler(tmp_path) -> None:
     from PIL import Image
 
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
-    words = ["explain", str(tmp_path / "red.png"), "--model", "cifar10", "--out", str(tmp_path / "out")]
-    program = f"import sys; from patchconvnet.cli import main; print(main({words}), 'torch._dynamo' in sys.modules)"
-    assert in_a_process(program).splitlines()[-1] == "0 False"
+    explain = ["explain", str(tmp_path / "red.png"), "--model", "cifar10", "--out", str(tmp_path / "out")]
+    served = ["serve", "--model", str(tmp_path / "nothing"), "--port", "0"]
+    for words, code in ((explain, 0), (served, 2)):
+        program = (
+            f"import sys; from patchconvnet.cli import main; print(main({words}), 'timm' in sys.modules, "
+            "'torch._dynamo' in sys.modules)"
+        )
+        assert in_a_process(program).splitlines()[-1] == f"{code} True False"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchconvnet.commands.command_line import CommandLine
+from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import UserError
 
 
@@ -70,6 +71,8 @@ def serve(
     )
     if token is not None:
         read_token(token)  # said here, not by each worker
+    if workers == 1 and Path(model).suffix.lower() != ".onnx":
+        import_networks()
     process.serve(settings, host, port, workers, reuse_port=reuse_port)
     return 0
 
