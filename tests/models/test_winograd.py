@@ -42,13 +42,19 @@ def test_both_passes_are_the_convolution_and_its_gradients(
     close(found, exact.detach())
     assert found.is_contiguous(memory_format=torch.channels_last)
     of_images = F.conv_transpose2d(gradient.double(), weight.double(), padding=1)
-    close(winograd.convolve(gradient, winograd.turned_around(weight)), of_images)
     of_weight = torch.nn.grad.conv2d_weight(images.double(), weight.shape, gradient.double(), padding=1)
-    close(winograd.weight_gradient(gradient, images), of_weight)
+    both = winograd.gradients(gradient, images, weight)
+    for ours, theirs in zip(both, (of_images, of_weight), strict=True):
+        assert ours is not None
+        close(ours, theirs)
+    only_images = winograd.gradients(gradient, images, weight, of_weight=False)
+    only_weight = winograd.gradients(gradient, images, weight, of_images=False)
+    assert only_images[1] is only_weight[0] is None
+    torch.testing.assert_close((only_images[0], only_weight[1]), both, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_threads_work_through_a_part_of_the_batch_each(batch: int) -> None:
+def test_threads_share_the_work(batch: int) -> None:
     torch.manual_seed(0)
     images, weight = torch.randn(batch, 4, 8, 8), torch.randn(6, 4, 3, 3)
     gradient, before = torch.randn(batch, 6, 8, 8), torch.get_num_threads()
@@ -56,7 +62,7 @@ def test_threads_work_through_a_part_of_the_batch_each(batch: int) -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append((winograd.convolve(images, weight), winograd.weight_gradient(gradient, images)))
+            found.append((winograd.convolve(images, weight), *winograd.gradients(gradient, images, weight)))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -87,8 +93,29 @@ def test_transforms_give_the_sum_of_products_of_any_tile(side: int) -> None:
 
 
 def test_smaller_tiles_where_they_leave_less_over() -> None:
-    sides = {length: winograd._Size(torch.empty(1, 1, length, length)).side for length in (3, 4, 6, 8, 12, 16, 32)}
+    sides = {length: winograd._Size(torch.empty(1, 1, length, length), 1).side for length in (3, 4, 6, 8, 12, 16, 32)}
     assert sides == {3: 3, 4: 4, 6: 3, 8: 4, 12: 4, 16: 4, 32: 4}
+
+
+def test_weights_are_summed_over_more_tiles_than_stay_in_a_cache() -> None:
+    images = torch.empty(500, 192, 8, 8)
+    assert winograd._Size(images, 192).images_of_a_part == 600_000 // (36 * 4 * 192) == 21
+    assert winograd._Size(images, 192, least=288).images_of_a_part == 288 / 4
+    assert winograd._Size(images, 192, least=30).images_of_a_part == 21
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_gradients_in_bfloat16_are_as_exact_in_parts_of_any_size(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "LEAST_SUMMED", least)
+    torch.manual_seed(0)
+    images, weight, gradient = torch.randn(60, 64, 8, 8), torch.randn(96, 64, 3, 3), torch.randn(60, 96, 8, 8)
+    exact = winograd.gradients(gradient, images, weight)
+    found = winograd.gradients(gradient.bfloat16(), images.bfloat16(), weight.bfloat16())
+    for one, other, dtype in zip(exact, found, (torch.bfloat16, torch.float32), strict=True):
+        assert one is not None
+        assert other is not None
+        assert other.dtype is dtype
+        assert float((other.float() - one).square().mean().sqrt()) < 0.02 * float(one.std())
 
 
 def layer(inputs: int = 96, outputs: int = 96, kernel: int = 3, **options: Any) -> nn.Conv2d:
@@ -129,7 +156,7 @@ def test_only_large_plain_convolutions_in_float32_are_computed_so(
         found = conv(images)
     ours = torch.autograd.grad(found, parameters, expected.detach())
     assert "_conv_forward" not in vars(conv)
-    assert calls == ({"convolve": 2, "weight_gradient": 1} if wanted else {})
+    assert calls == ({"convolve": 1, "gradients": 1} if wanted else {})
     for one, other in zip((found, *ours), (expected, *gradients), strict=True):
         if wanted:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float(other.detach().abs().max()))
@@ -151,5 +178,5 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(winograd, name, called)
 
     count("convolve")
-    count("weight_gradient")
+    count("gradients")
     return calls

@@ -15,9 +15,9 @@ def test_a_training_in_float32_computes_them_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     forward, backward = list[int](), list[int]()
-    convolve, weight_gradient = winograd.convolve, winograd.weight_gradient
+    convolve, gradients = winograd.convolve, winograd.gradients
     monkeypatch.setattr(winograd, "convolve", lambda *args: (forward.append(1), convolve(*args))[1])
-    monkeypatch.setattr(winograd, "weight_gradient", lambda *args: (backward.append(1), weight_gradient(*args))[1])
+    monkeypatch.setattr(winograd, "gradients", lambda *args: (backward.append(1), gradients(*args))[1])
     options = {"embed_dim": 96, "stem_divisors": [1, 1]}
     made = micro(model={"options": options}, epochs=2, **changes)
     run(made, tmp_path / "plain")
@@ -28,7 +28,7 @@ def test_a_training_in_float32_computes_them_so(
     steps, convolutions = 2 * 6, 3  # one of the stem, two of the block
     again = 2 * steps if changes.get("recompute") == "blocks" else 0
     assert len(backward) == steps * convolutions
-    assert len(forward) == 2 * steps * convolutions + again
+    assert len(forward) == steps * convolutions + again
     ours, plain = (float(rows(tmp_path / name)[0]["train_loss"]) for name in ("run", "plain"))
     assert ours == pytest.approx(plain, rel=1e-2)  # max pools and batch norms make much of rounding
     assert ours != plain
@@ -40,4 +40,5 @@ def test_a_training_in_float32_computes_them_so(
         backward.clear()
         monkeypatch.setattr(convolution_gradients, "cpu_has_matrix_units", lambda units=units: units)
         run(half, tmp_path / f"bfloat16, {units}")
-        assert len(forward) == len(backward) == (0 if units else 6 * convolutions)
+        assert not forward
+        assert len(backward) == (0 if units else 6 * convolutions)

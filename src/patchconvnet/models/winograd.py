@@ -14,7 +14,8 @@ Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", 
 m are Toom and Cook's, from the points below.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -27,6 +28,9 @@ from torch import Tensor, nn
 from patchconvnet.models.passes import for_each
 
 AT_ONCE = 600_000  # values of the transformed tiles that are worked on at a time: they stay in a core's own cache
+# tiles of a part for each C_in · C_out / (C_in + C_out), in bfloat16: with fewer, adding up the weights' gradient moves
+# more, as float32, than making it; with more, the tiles leave the caches. In float32 a product adds by itself
+LEAST_SUMMED = 3
 LEAST_PRODUCTS = 40  # C_in · C_out / (C_in + C_out); with fewer the transforms cost what the products gain
 LEAST_PLACES = 4096  # B · H · W; with fewer it is the filters' transforms that cost so much
 LEAST_OPERATIONS = 2_000_000_000  # for each thread: some ten milliseconds, beside which starting threads is little
@@ -78,11 +82,11 @@ def _convolution(images: Tensor, weight: Tensor) -> Tensor:
 def _convolution_backward(
     gradient: Tensor, images: Tensor, weight: Tensor, of_images: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    none = images.new_empty(0)
-    return (
-        convolve(gradient, turned_around(weight)) if of_images else none,
-        weight_gradient(gradient, images).to(weight.dtype) if of_weight else none.clone(),
-    )
+    found = gradients(gradient, images, weight, of_images, of_weight)
+    return tuple(  # an operation's outputs are tensors
+        images.new_empty(0) if each is None else each.to(like.dtype)
+        for each, like in zip(found, (images, weight), strict=True)
+    )  # type: ignore[return-value]
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -124,37 +128,69 @@ def is_for_many(weight: Tensor, how: list[Any]) -> bool:
 def convolve(images: Tensor, weight: Tensor) -> Tensor:
     """The convolution, (B, C_in, H, W) → (B, C_out, H, W), channels-last, exact but for rounding (about 1.4e-6).
 
-    The gradient of its images is the convolution of its outputs' gradient with the weight `turned_around`.
-
     Args:
         images: in float32 or bfloat16, as will be the outputs.
         weight: in either.
     """
-    size, outputs = _Size(images), weight.shape[0]
+    result, parts = _convolution_in_parts(images, weight)
+    for_each(_run, parts, images.device)
+    return result
+
+
+def gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, of_images: bool = True, of_weight: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the same convolution: of its images, (B, C_in, H, W), and of its weight, (C_out, C_in, 3, 3) in float32.
+
+    Args:
+        gradient: of its outputs, (B, C_out, H, W).
+        images, weight: as it had them.
+        of_images, of_weight: which are wanted; the other one is None.
+    """
+    result, convolving = _convolution_in_parts(gradient, _turned_around(weight)) if of_images else (None, [])
+    summing = _weight_gradient_in_parts(gradient, images) if of_weight else []
+    # the long ones first: a thread that is done with its own takes of the short ones until all are
+    total = sum(for_each(_run, [*summing, *convolving], images.device)[: len(summing)])
+    if not isinstance(total, Tensor):
+        return result, None
+    _, of_filters, _ = _transforms(_Size(images, len(weight)).side, images.dtype)
+    return result, (of_filters.T @ total.flatten(1)).view(3, 3, *total.shape[1:]).permute(3, 2, 0, 1)
+
+
+def _run(part: Callable[[], Tensor]) -> Tensor:
+    return part()
+
+
+def _convolution_in_parts(images: Tensor, weight: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
+    """The result, empty at first, and the calls that fill it in, in any order or side by side."""
+    size, outputs = _Size(images, weight.shape[0]), weight.shape[0]
     of_tiles, of_filters, of_outputs = _transforms(size.side, images.dtype)
     # (36, C_in, C_out)
     filters = (of_filters @ weight.float().permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).to(images.dtype)
     filters = filters.unflatten(1, (-1, outputs))
     result = images.new_empty(len(images), size.height, size.width, outputs)
 
-    def convolve_some(some: tuple[Tensor, Tensor]) -> None:
-        for tiles, into in zip(size.tiles(some[0], outputs), size.parts(some[1], outputs), strict=True):
-            products = torch.bmm((of_tiles @ tiles.flatten(1)).view_as(tiles), filters)  # (36, N, C_out)
-            size.put_together(of_outputs @ products.flatten(1), into)
+    def fill(part: Tensor, into: Tensor) -> Tensor:
+        tiles = size.tiles(part)
+        products = torch.bmm((of_tiles @ tiles.flatten(1)).view_as(tiles), filters)  # (36, N, C_out)
+        return size.put_together(of_outputs @ products.flatten(1), into)
 
-    for_each(convolve_some, _by_thread(images.permute(0, 2, 3, 1), result), images.device)
-    return result.permute(0, 3, 1, 2)
+    parts = zip(size.parts(images.permute(0, 2, 3, 1)), size.parts(result), strict=True)
+    return result.permute(0, 3, 1, 2), [partial(fill, part, into) for part, into in parts]
 
 
-def weight_gradient(gradient: Tensor, images: Tensor) -> Tensor:
-    """Of the same convolution: gradient of the outputs (B, C_out, H, W), images → (C_out, C_in, 3, 3) in float32."""
-    size, outputs = _Size(images), gradient.shape[1]
-    of_tiles, of_filters, of_outputs = _transforms(size.side, images.dtype)
+def _weight_gradient_in_parts(gradient: Tensor, images: Tensor) -> list[Callable[[], Tensor]]:
+    """One call for each thread; their answers sum up to the gradient of the transformed filters, (36, C_in, C_out)."""
+    inputs, outputs = images.shape[1], gradient.shape[1]
+    least = 0 if images.dtype is torch.float32 else LEAST_SUMMED * inputs * outputs / (inputs + outputs)
+    size = _Size(images, outputs, least)
+    of_tiles, _, of_outputs = _transforms(size.side, images.dtype)
 
-    def gradient_of_some(some: tuple[Tensor, Tensor]) -> Tensor:
-        total = torch.zeros(len(of_tiles), images.shape[1], outputs)  # (36, C_in, C_out)
-        for tiles, part in zip(size.tiles(some[0], outputs), size.parts(some[1], outputs), strict=True):
-            of_part = (of_outputs.T @ size.taken_apart(part)).view(*tiles.shape[:2], outputs)
+    def summed(images: Tensor, gradient: Tensor) -> Tensor:
+        total = torch.zeros(len(of_tiles), inputs, outputs)
+        for some, part in zip(size.parts(images), size.parts(gradient), strict=True):
+            tiles = size.tiles(some)
+            of_part = (of_outputs.T @ size.taken_apart(part)).view(*tiles.shape[:2], -1)
             transformed = (of_tiles @ tiles.flatten(1)).view_as(tiles).mT
             if total.dtype is images.dtype:
                 total.baddbmm_(transformed, of_part)
@@ -162,57 +198,58 @@ def weight_gradient(gradient: Tensor, images: Tensor) -> Tensor:
                 total += torch.bmm(transformed, of_part)
         return total
 
-    some = _by_thread(images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
-    total = sum(for_each(gradient_of_some, some, images.device))
-    assert isinstance(total, Tensor)
-    return (of_filters.T @ total.flatten(1)).view(3, 3, -1, outputs).permute(3, 2, 0, 1)
-
-
-def _by_thread(images: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of two batches as many parts as there are threads, each of which works through its own."""
     threads = min(torch.get_num_threads(), len(images))
-    return list(zip(images.tensor_split(threads), others.tensor_split(threads), strict=True))
+    shares = (values.permute(0, 2, 3, 1).tensor_split(threads) for values in (images, gradient))
+    return [partial(summed, *share) for share in zip(*shares, strict=True)]
 
 
-def turned_around(weight: Tensor) -> Tensor:
+def _turned_around(weight: Tensor) -> Tensor:
     """(C_out, C_in, 3, 3) → (C_in, C_out, 3, 3), of the convolution that takes outputs' gradients to images'."""
     return weight.flip(2, 3).transpose(0, 1)
 
 
 class _Size:
-    """How images (B, C, H, W) are divided into tiles of m × m outputs, and the batch into parts."""
+    """How images (B, C, H, W) are divided into tiles of m × m outputs, and the batch into parts.
 
-    def __init__(self, images: Tensor):
-        self.number, self.channels, self.height, self.width = images.shape
+    Args:
+        images: of the convolution.
+        outputs: its C_out.
+        least: tiles of a part, even if they take more than `AT_ONCE`.
+    """
+
+    def __init__(self, images: Tensor, outputs: int, least: float = 0):
+        _, channels, self.height, self.width = images.shape
         self.side = min(TILES, key=lambda m: (m + 2) ** 2 * -(-self.height // m) * -(-self.width // m))  # m
         self.down, self.across = -(-self.height // self.side), -(-self.width // self.side)
         self.below, self.right = self.down * self.side - self.height, self.across * self.side - self.width
+        of_an_image = self.down * self.across  # tiles
+        in_cache = AT_ONCE // ((self.side + 2) ** 2 * of_an_image * max(channels, outputs))
+        self.images_of_a_part = max(1, in_cache, math.ceil(least / of_an_image))
 
-    def parts(self, patches: Tensor, outputs: int) -> tuple[Tensor, ...]:
-        """Parts of a batch (B, H, W, …) whose tiles stay in a cache."""
-        of_an_image = (self.side + 2) ** 2 * self.down * self.across * max(self.channels, outputs)
-        return patches.split(max(1, AT_ONCE // of_an_image))
+    def parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Parts of a batch (B, H, W, C) whose tiles stay in a cache."""
+        return images.split(self.images_of_a_part)
 
-    def tiles(self, images: Tensor, outputs: int) -> Iterator[Tensor]:
-        """Of each part of (B, H, W, C) the inputs of every tile, ((m + 2)², N, C)."""
-        reach = self.side + 2
-        for part in self.parts(images, outputs):
-            padded = F.pad(part.contiguous(), (0, 0, 1, 1 + self.right, 1, 1 + self.below))
-            image, row, place, channel = padded.stride()
-            tiles = padded.as_strided(
-                (reach, reach, len(part), self.down, self.across, self.channels),
-                (row, place, image, self.side * row, self.side * place, channel),
-            )
-            yield tiles.reshape(reach**2, -1, self.channels)
+    def tiles(self, part: Tensor) -> Tensor:
+        """The inputs of every tile of (b, H, W, C): ((m + 2)², N, C)."""
+        reach, channels = self.side + 2, part.shape[-1]
+        padded = F.pad(part.contiguous(), (0, 0, 1, 1 + self.right, 1, 1 + self.below))
+        image, row, place, channel = padded.stride()
+        tiles = padded.as_strided(
+            (reach, reach, len(part), self.down, self.across, channels),
+            (row, place, image, self.side * row, self.side * place, channel),
+        )
+        return tiles.reshape(reach**2, -1, channels)
 
-    def put_together(self, tiles: Tensor, into: Tensor) -> None:
-        """Outputs (m², N · C) to where they are in images (b, H, W, C)."""
+    def put_together(self, tiles: Tensor, into: Tensor) -> Tensor:
+        """Outputs (m², N · C) to where they are in images (b, H, W, C), which it returns."""
         outputs = tiles.view(self.side, self.side, len(into), self.down, self.across, -1).permute(2, 3, 0, 4, 1, 5)
         if self.below or self.right:
             outputs = outputs.flatten(3, 4).flatten(1, 2)[:, : self.height, : self.width]
             into.copy_(outputs)
         else:
             into.view_as(outputs).copy_(outputs)
+        return into
 
     def taken_apart(self, part: Tensor) -> Tensor:
         """The reverse of `put_together`, with zeros where there is no image: (b, H, W, C) → (m², N · C)."""
