@@ -62,3 +62,13 @@ def test_a_command_does_not_load_the_compiler(tmp_path) -> None:
             "'torch._dynamo' in sys.modules)"
         )
         assert in_a_process(program).splitlines()[-1] == f"{code} True False"
+
+
+def test_one_of_several_workers_of_serve_does_not_either() -> None:
+    program = (
+        "import os, sys; from patchconvnet.deploy.server.settings import VARIABLE, Settings; "
+        "os.environ[VARIABLE] = Settings(model='cifar10').to_json(); "
+        "from patchconvnet.commands.serve import worker; "
+        "print(type(worker()).__name__, 'timm' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    assert in_a_process(program).splitlines()[-1] == "FastAPI True False"

@@ -3,10 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patchconvnet.commands.command_line import CommandLine
 from patchconvnet.commands.torch_imports import import_networks
 from patchconvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from patchconvnet.deploy.server.settings import Settings
 
 
 def serve(
@@ -71,10 +77,24 @@ def serve(
     )
     if token is not None:
         read_token(token)  # said here, not by each worker
-    if workers == 1 and Path(model).suffix.lower() != ".onnx":
-        import_networks()
-    process.serve(settings, host, port, workers, reuse_port=reuse_port)
+    if workers == 1:
+        _import_networks_of(settings)
+    process.serve(settings, host, port, workers, worker=f"{__name__}:worker", reuse_port=reuse_port)
     return 0
+
+
+def worker() -> "FastAPI":
+    """The application of one of several processes."""
+    from patchconvnet.deploy.server.app import from_environment
+    from patchconvnet.deploy.server.settings import Settings
+
+    _import_networks_of(Settings.from_environment())
+    return from_environment()
+
+
+def _import_networks_of(settings: "Settings") -> None:
+    if Path(settings.model).suffix.lower() != ".onnx":
+        import_networks()
 
 
 def run(words: Sequence[str]) -> int:

@@ -89,13 +89,22 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_port: bool = False) -> None:
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    workers: int = 1,
+    *,
+    worker: str = "patchconvnet.deploy.server.app:from_environment",
+    reuse_port: bool = False,
+) -> None:
     """Serve until SIGTERM or Ctrl-C, and then finish what was accepted.
 
     Args:
         settings: of the server.
         host, port: where to listen.
         workers: processes, each with the model; SIGHUP replaces one after the other.
+        worker: "module:function" that makes the application of each of several workers, from the environment.
         reuse_port: whether another server may listen at the same port, so that one can take over from the other.
 
     Raises:
@@ -128,8 +137,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, *, reuse_p
         numbers = tempfile.mkdtemp(prefix="patchconvnet-metrics-")
         os.environ |= {VARIABLE: settings.to_json(), DIRECTORY: numbers}
         try:
-            target = "patchconvnet.deploy.server.app:from_environment"
-            config = uvicorn.Config(target, factory=True, workers=workers, **shared)
+            config = uvicorn.Config(worker, factory=True, workers=workers, **shared)
             _say(f"serving {settings.model} at http://{shown}:{address[1]} in {workers} processes")
             Multiprocess(config, [listener]).run()
         finally:
