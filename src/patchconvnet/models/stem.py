@@ -154,7 +154,7 @@ class PooledStem(nn.Module):
         return self.act(self.convs[0](image))
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
+    def whiten(self, images: Tensor, *, mirrored: bool = False) -> None:
         """Give the first convolution filters whose answers over patches of `images` are uncorrelated, of variance 1.
 
         They are the eigenvectors of the patches' covariance and their negatives, the strongest first, as far as there
@@ -162,6 +162,7 @@ class PooledStem(nn.Module):
 
         Args:
             images: (B, C_in, H, W), normalised as in training; some thousand 32-pixel images are enough.
+            mirrored: of their mirror images, too, so that filters are their own mirror images or their negatives.
 
         Raises:
             UserError: the images are not images of at least 3 × 3 pixels, or all the same.
@@ -178,7 +179,11 @@ class PooledStem(nn.Module):
         columns = F.unfold(images.float(), 3, stride=3)  # (B, 9·C_in, N)
         patches = columns.movedim(1, 2).flatten(0, 1).double()
         patches -= patches.mean(0)
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        covariance = patches.T @ patches / len(patches)
+        if mirrored:
+            places = torch.arange(len(covariance)).view(channels, 3, 3).flip(2).flatten()
+            covariance = (covariance + covariance[places][:, places]) / 2
+        values, vectors = torch.linalg.eigh(covariance)
         if not values[-1] > 0:
             raise UserError("whitening needs images that differ; in these every pixel has the same colour")
         filters = (vectors / (values + _WHITENING_FLOOR).sqrt()).T.flip(0)

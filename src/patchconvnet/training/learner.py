@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models import AttentionClassifier
+from patchconvnet.models.mirror import MirrorSymmetry
 from patchconvnet.models.stem import PooledStem
 from patchconvnet.models.weights import check_state
 from patchconvnet.models.winograd import by_winograd
@@ -50,12 +51,15 @@ class Learner:
         self.plain = self.whole = model
         if recipe.recompute != "none":
             model.set_grad_checkpointing(pointwise=recipe.recompute == "pointwise")
+        if recipe.model.mirror and is_sharded(fabric):
+            raise UserError("model.mirror needs whole weights in every process; train with --strategy ddp")
         if is_sharded(fabric):  # which takes weights in their plain memory layout only
             self.whole = copy.deepcopy(model).to(fabric.device)
         else:
             model.to(memory_format=torch.channels_last)
         if fabric.world_size > 1:
             synchronise_batch_norm(model, fabric.device)
+        self.symmetry = MirrorSymmetry(model) if recipe.model.mirror else None
         build_optimizer(model, recipe.optimization)  # for its complaints; the real one follows
 
     def set_up(self) -> None:
@@ -109,6 +113,8 @@ class Learner:
                     self.fabric.backward(share)
             loss += share.detach()
             correct += _correct(logits.detach(), labels)
+        if self.symmetry is not None:
+            self.symmetry.tie_gradients()
         if options.clip_gradient is not None:
             self.fabric.clip_gradients(
                 self.model,
@@ -118,6 +124,8 @@ class Learner:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.symmetry is not None:
+            self.symmetry.keep()
         if self.ema is not None:
             self.ema.update(self.plain, step)
         return loss, correct

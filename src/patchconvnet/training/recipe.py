@@ -79,6 +79,8 @@ class ModelOptions:
         pretrained: start from the tag's published weights; other classes get a new classifier.
         whiten: start with filters that decorrelate the training images' pixels; for networks with a pooled stem that
             are trained from scratch.
+        mirror: tie the weights so that a mirrored image gets the same logits and mirrored maps; for what a mirror does
+            not change, and networks with a pooled stem that are trained from scratch.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """
@@ -86,6 +88,7 @@ class ModelOptions:
     name: str = "patchconvnet_mini"
     pretrained: bool = False
     whiten: bool = False
+    mirror: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -22,7 +22,7 @@ from patchconvnet.training.optimization import learning_rate
 from patchconvnet.training.probing import adopt_pooling, class_weights, fit_head, with_pooling
 from patchconvnet.training.recipe import Recipe
 from patchconvnet.training.run_folder import RunFolder, Standing
-from patchconvnet.training.sources import build_model, load_data, warn_of_blocks, whiten
+from patchconvnet.training.sources import build_model, load_data, make_symmetric, warn_of_blocks, whiten
 
 
 class Run:
@@ -88,6 +88,8 @@ class Run:
         model.metadata.temperature = 1.0  # of a model folder that training starts from
         if recipe.model.whiten:
             whiten(model, recipe, self.batches.source, len(images))
+        if recipe.model.mirror:
+            make_symmetric(model, recipe)
         weights = class_weights(images.labels, model.num_classes) if recipe.optimization.balanced else None
         self.learner = Learner(model, recipe, self.fabric, weights)
         self.monitor = AttentionMonitor(

@@ -15,6 +15,7 @@ from patchconvnet.data.preprocessing import Preprocessing
 from patchconvnet.data.splits import DataSplits, Split
 from patchconvnet.errors import UserError
 from patchconvnet.models import AttentionClassifier, imagenet, load, with_attention_pooling
+from patchconvnet.models.mirror import MirrorSymmetry
 from patchconvnet.models.stem import PooledStem
 from patchconvnet.models.weights import shipped_models
 from patchconvnet.training.recipe import Recipe
@@ -63,7 +64,7 @@ def build_model(recipe: Recipe, num_classes: int) -> AttentionClassifier:
 
 def _build(recipe: Recipe, num_classes: int) -> AttentionClassifier:
     m = recipe.model
-    if Path(m.name).is_dir() or "/" in m.name or m.name in (imagenet.NAME, *shipped_models()):  # they bring weights
+    if _is_model(m.name):
         model = load(m.name, **m.options)
         if model.num_classes != num_classes:
             model.reset_classifier(num_classes)
@@ -98,7 +99,7 @@ def whiten(
     Raises:
         UserError: the network has no pooled stem.
     """
-    if recipe.model.pretrained or Path(recipe.model.name).is_dir() or recipe.model.name in shipped_models():
+    if _brings_weights(recipe):
         return
     stem = getattr(model, "stem", None)
     if not isinstance(stem, PooledStem):
@@ -109,7 +110,34 @@ def whiten(
     wanted = min(count, max(WHITENING_PIXELS // (height * width), 1))
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))[:wanted]
     images, _ = next(iter(source([chosen])))
-    stem.whiten(recipe.preprocessing.batch(images.cpu()))
+    stem.whiten(recipe.preprocessing.batch(images.cpu()), mirrored=recipe.model.mirror)
+
+
+def make_symmetric(model: AttentionClassifier, recipe: Recipe) -> None:
+    """Give the network weights with the mirror symmetry that training is to keep; after `whiten`.
+
+    Raises:
+        UserError: it cannot have it, or comes with weights that have not.
+    """
+    symmetry = MirrorSymmetry(model)
+    if not _brings_weights(recipe):
+        symmetry.begin()
+    elif symmetry.is_kept():
+        symmetry.keep()
+    else:
+        raise UserError(
+            f"model.mirror is for networks that are trained from scratch, or were with it; {recipe.model.name} comes "
+            "with weights that are not symmetric"
+        )
+
+
+def _brings_weights(recipe: Recipe) -> bool:
+    return recipe.model.pretrained or _is_model(recipe.model.name)
+
+
+def _is_model(name: str) -> bool:
+    """Whether it names weights, too, and not only a network."""
+    return Path(name).is_dir() or "/" in name or name in (imagenet.NAME, *shipped_models())
 
 
 def batch_source(
