@@ -62,6 +62,9 @@ CHANGES: dict[str, list[str]] = {
     "brightness, contrast, saturation ± 20 %": ["--augmentation.color_jitter", "0.2"],
     "Mixup 0.2": ["--augmentation.mixup", "0.2"],
     "batch 250": ["--batch_size", "250"],
+    "weights tied to mirror images": ["--model.mirror", "true"],
+    "weights tied to mirror images, 304 wide": ["--model.mirror", "true", "--model.options", '{"embed_dim": 304}'],
+    "weights tied to mirror images, 384 wide": ["--model.mirror", "true", "--model.options", '{"embed_dim": 384}'],
 }  # fmt: skip
 BEGIN, END = "<!-- ablations: made by benchmarks/ablations.py -->", "<!-- end of ablations -->"
 

@@ -439,6 +439,8 @@ def test_sharded_weights_refuse_what_needs_whole_ones(tmp_path: Path) -> None:
         train(micro(optimization={"optimizer": "muon"}), tmp_path, hardware=sharded)
     with pytest.raises(UserError, match="ema_decay needs whole weights"):
         train(micro(optimization={"ema_decay": 0.9}), tmp_path, hardware=sharded)
+    with pytest.raises(UserError, match=r"model\.mirror needs whole weights"):
+        train(micro(model={"mirror": True}), tmp_path, hardware=sharded)
 
 
 # Run folders
@@ -786,6 +788,36 @@ def test_the_bias_of_whitening_filters_is_trained_for_three_epochs(
 def test_whitening_is_refused_where_there_is_no_pooled_stem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pooled stem"):
         train(micro(model={"whiten": True, "name": "patchconvnet_keras"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("whiten", "ema_decay"), [(True, None), (False, 0.9)])
+def test_mirror_symmetry_is_kept_by_training_and_by_going_on(
+    tmp_path: Path, whiten: bool, ema_decay: float | None
+) -> None:
+    def asked(**model: Any) -> Recipe:
+        return micro(model={"mirror": True, "whiten": whiten, **model}, optimization={"ema_decay": ema_decay})
+
+    folder = run(asked(), tmp_path / "run")
+    assert_symmetric(folder)
+    assert_symmetric(run(asked(name=str(folder / "best")), tmp_path / "onwards"))
+
+
+def assert_symmetric(folder: Path) -> None:
+    model = PatchConvNet.from_pretrained(folder / "best")
+    images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output, mirrored = (model(some, return_attention=True) for some in (images, images.flip(3)))
+    torch.testing.assert_close(mirrored.logits, output.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mirrored.attention.flip(3), output.attention, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(mirrored.attention, output.attention, rtol=1e-3, atol=1e-6)
+
+
+def test_mirror_symmetry_is_refused_to_weights_that_have_it_not(tmp_path: Path) -> None:
+    folder = run(micro(), tmp_path / "run")
+    with pytest.raises(UserError, match="comes with weights that are not symmetric"):
+        train(micro(model={"mirror": True, "name": str(folder / "best")}), tmp_path / "onwards")
+    with pytest.raises(UserError, match="pooled stem of stride 1 and additive pooling"):
+        train(micro(model={"mirror": True, "name": "patchconvnet_keras"}), tmp_path / "other")
 
 
 def test_what_the_model_folder_says_of_its_data_names_no_folder_of_this_machine(tmp_path: Path) -> None:

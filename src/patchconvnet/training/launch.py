@@ -162,6 +162,8 @@ def _check_sharding(recipe: Recipe) -> None:
         raise UserError(
             "optimization.ema_decay needs whole weights on each device; set it to null, or use strategy ddp"
         )
+    if recipe.model.mirror:
+        raise UserError("model.mirror needs whole weights on each device; set it to false, or use strategy ddp")
     if o.optimizer not in ELEMENTWISE_OPTIMIZERS:
         raise UserError(
             f"optimizer {o.optimizer!r} may need whole weight matrices, which strategy fsdp cuts into pieces; use one "

@@ -51,8 +51,6 @@ class Learner:
         self.plain = self.whole = model
         if recipe.recompute != "none":
             model.set_grad_checkpointing(pointwise=recipe.recompute == "pointwise")
-        if recipe.model.mirror and is_sharded(fabric):
-            raise UserError("model.mirror needs whole weights in every process; train with --strategy ddp")
         if is_sharded(fabric):  # which takes weights in their plain memory layout only
             self.whole = copy.deepcopy(model).to(fabric.device)
         else:
