@@ -53,7 +53,6 @@ HELD_OUT = 5_000
 CHECKPOINT_EVERY = 16  # steps
 PREPROCESSING = Preprocessing((32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 AUGMENTATION = AugmentationConfig(random_crop_padding=2, flip="alternating")
-STRONGER = AugmentationConfig(random_crop_padding=4, flip="alternating", cutout=12)  # with "cutout"
 KEPT = RESULTS / "record_control.json"
 BEGIN, END_OF_TABLE = "<!-- record: made by benchmarks/record_control.py -->", "<!-- end of record -->"
 
@@ -115,8 +114,7 @@ def train(
         for optimizer, of_optimizer in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(of_optimizer)
     network.train()
-    augmentation = STRONGER if "cutout" in changes else AUGMENTATION
-    for step, (inputs, labels) in enumerate(training_batches(images, augmentation, seed, done, total), done):
+    for step, (inputs, labels) in enumerate(training_batches(images, seed, done, total), done):
         network.whitening.bias.requires_grad_(step < WHITENING_BIAS_EPOCHS * per_epoch)
         for optimizer in optimizers:
             set_learning_rate(optimizer, rate_share(step, total))
@@ -160,11 +158,9 @@ def train(
     }
 
 
-def training_batches(
-    images: Images, config: AugmentationConfig, seed: int, first: int, total: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(images: Images, seed: int, first: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (B, 3, 32, 32) and labels (B,) of the steps from `first` on; each depends on seed and step alone."""
-    augmentation = Augmentation(config, PREPROCESSING, len(images.class_names), seed=seed)
+    augmentation = Augmentation(AUGMENTATION, PREPROCESSING, len(images.class_names), seed=seed)
     per_epoch = len(images) // BATCH
     for step in range(first, total):
         epoch, place = divmod(step, per_epoch)

@@ -33,7 +33,6 @@ CHANGES = {
     "muon": "Muon for the 3×3 convolutions, with the rates and the momentum of cifar10_10min",
     "adamw": "AdamW with the rates of cifar10_10min for what Muon does not take",
     "no_lookahead": "no Lookahead",
-    "cutout": "cutout of 12 pixels and moves by up to 4, not 2, as the author's recipe for 96 %",
 }
 WIDTHS, WIDTHS_MAP8, WIDTHS_COARSE = (
     (64, 256, 256),

@@ -71,10 +71,10 @@ class MirrorSymmetry:
                 "patchconvnet_mini"
             )
         assert isinstance(trunk, nn.ModuleList)
-        self._ties = [*_of_stem(stem), *_of_hidden(trunk), *_of_hidden(pooling.norm)]
-        self._readers = [_Tie(pooling, "query", None, _halves(pooling.query.shape[-1]))]
+        self._features = [*_of_stem(stem), *_of_hidden(trunk), *_of_hidden(pooling.norm)]
+        self._ties = [*self._features, _Tie(pooling, "query", None, _halves(pooling.query.shape[-1]))]
         classifier = model.get_classifier()
-        self._readers.extend(
+        self._ties.extend(
             _Tie(classifier, name, None, _halves(value.shape[-1]))
             for name, value in classifier.named_parameters(recurse=False)
             if value.ndim == 2
@@ -83,7 +83,7 @@ class MirrorSymmetry:
     @torch.no_grad()
     def begin(self) -> None:
         """Make fresh weights symmetric: of two that belong together the first counts, so that their spread stays."""
-        for tie in (*self._ties, *self._readers):
+        for tie in self._ties:
             partners = tie.outputs if tie.outputs is not None else tie.inputs
             assert partners is not None
             second = (partners < torch.arange(len(partners))).to(tie.value.device)
@@ -94,21 +94,21 @@ class MirrorSymmetry:
     @torch.no_grad()
     def keep(self) -> None:
         """Set weights and statistics to their mean with their mirror images: after each step, which rounds."""
-        for tie in (*self._ties, *self._readers):
+        for tie in self._ties:
             tie.value.copy_((tie.value + tie.mirrored(tie.value)) / 2)
 
     @torch.no_grad()
     def tie_gradients(self) -> None:
         """The same for gradients, before a step: then optimizers that treat all places alike make equal steps."""
-        for tie in (*self._ties, *self._readers):
+        for tie in self._ties:
             gradient = tie.value.grad
             if gradient is not None:
                 gradient.copy_((gradient + tie.mirrored(gradient)) / 2)
 
     @torch.no_grad()
     def is_kept(self) -> bool:
-        """Whether the weights of stem and trunk are symmetric already, but for rounding."""
-        return all(torch.allclose(tie.value, tie.mirrored(tie.value), rtol=1e-3, atol=1e-5) for tie in self._ties)
+        """Whether all weights but queries and classifier are symmetric, but for rounding."""
+        return all(torch.allclose(tie.value, tie.mirrored(tie.value), rtol=1e-3, atol=1e-5) for tie in self._features)
 
 
 def _of_stem(stem: PooledStem) -> Iterator[_Tie]:

@@ -80,7 +80,7 @@ class ModelOptions:
         whiten: start with filters that decorrelate the training images' pixels; for networks with a pooled stem that
             are trained from scratch.
         mirror: tie the weights so that a mirrored image gets the same logits and mirrored maps; for what a mirror does
-            not change, and networks with a pooled stem that are trained from scratch.
+            not change, and networks with a pooled stem that are trained from scratch. Flips then change nothing.
         options: fields of `PatchConvNetConfig` to set, such as drop_path_rate or depth; of `AttentionPooledConfig` and
             `timm.create_model` for a timm model, such as pooling or drop_path_rate.
     """

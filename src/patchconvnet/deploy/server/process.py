@@ -95,7 +95,7 @@ def serve(
     port: int,
     workers: int = 1,
     *,
-    worker: str = "patchconvnet.deploy.server.app:from_environment",
+    worker: str,
     reuse_port: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, and then finish what was accepted.
@@ -104,7 +104,7 @@ def serve(
         settings: of the server.
         host, port: where to listen.
         workers: processes, each with the model; SIGHUP replaces one after the other.
-        worker: "module:function" that makes the application of each of several workers, from the environment.
+        worker: "module:function" that makes the application of each of several workers.
         reuse_port: whether another server may listen at the same port, so that one can take over from the other.
 
     Raises:
