@@ -1,15 +1,20 @@
 """Mirror symmetry: a mirrored image gets the same logits and mirrored maps, whatever the network has learnt."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patchconvnet.errors import UserError
+from patchconvnet.models.checkpoints import read_checkpoint
 from patchconvnet.models.mirror import MirrorSymmetry
+from patchconvnet.models.patchconvnet import PatchConvNet
 
 
 def draw(*shape: int) -> Tensor:
@@ -103,3 +108,62 @@ def test_steps_of_tied_gradients_keep_it_by_themselves() -> None:
 def test_what_cannot_have_it_is_refused(make: Callable[[], Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         MirrorSymmetry(make())
+
+
+# The model folder
+
+
+def symmetric() -> Any:
+    model = build(stem_repeats=1, num_classes=10)
+    MirrorSymmetry(model).begin()
+    return model.eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_of_symmetric_convolutions_half_is_written(dtype: str, tmp_path: Path) -> None:
+    model = symmetric()
+    folder = model.save_pretrained(tmp_path / "tied", dtype=dtype)
+    assert json.loads((folder / "config.json").read_text())["format"] == 2
+    stored = load_file(folder / "model.safetensors")
+    for name in ("stem.repeat_convs.0.weight", "trunk.0.conv1.weight", "trunk.1.conv2.weight"):
+        whole = model.state_dict()[name]
+        assert stored[name].shape == (len(whole) // 2, *whole.shape[1:]), name
+    loaded = PatchConvNet.from_pretrained(folder)
+    for name, value in model.state_dict().items():
+        expected = value.half().float() if dtype == "float16" and value.ndim > 1 else value
+        assert torch.equal(loaded.state_dict()[name], expected), name
+    assert torch.equal(read_checkpoint(folder / "model.safetensors")["trunk.0.conv1.weight"].float(),
+                       loaded.state_dict()["trunk.0.conv1.weight"])  # fmt: skip
+
+
+def test_a_convolution_off_by_a_rounding_is_written_whole(tmp_path: Path) -> None:
+    model = symmetric()
+    weight = model.trunk[0].conv1.weight
+    with torch.no_grad():
+        weight[-1, -1, -1, -1] = torch.nextafter(weight[-1, -1, -1, -1], torch.tensor(torch.inf))
+    folder = model.save_pretrained(tmp_path / "nearly")
+    stored = load_file(folder / "model.safetensors")
+    assert stored["trunk.0.conv1.weight"].shape == weight.shape
+    assert len(stored["trunk.1.conv1.weight"]) == len(weight) // 2
+    assert torch.equal(PatchConvNet.from_pretrained(folder).trunk[0].conv1.weight, weight)
+
+
+def test_others_are_written_as_safetensors_does(tmp_path: Path) -> None:
+    model = build()
+    with torch.no_grad():
+        model.trunk[0].conv1.weight.zero_()  # symmetric, too, but says nothing of a mirror
+    folder = model.save_pretrained(tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["format"] == 1
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
+def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
+    model = symmetric()
+    folder = model.save_pretrained(tmp_path / "model")
+    whole = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(whole, folder / "model.safetensors", {"mirrored": "trunk.0.conv1.weight\nnothing\nhead.bias"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "weights_sha256": None}))
+    with pytest.raises(UserError, match=r"trunk\.0\.conv1\.weight"):
+        PatchConvNet.from_pretrained(folder)

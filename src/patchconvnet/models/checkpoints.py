@@ -12,12 +12,12 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from timm.models._hub import download_cached_file
 from torch import Tensor
 
 from patchconvnet.errors import UserError, first_line
 from patchconvnet.models.labels import class_names_of
+from patchconvnet.models.tensor_file import read_tensors
 from patchconvnet.models.weights import Metadata, StateDict, check_state, load_state, preprocessing_of_cfg
 
 _logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise UserError(f"there is no checkpoint {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error

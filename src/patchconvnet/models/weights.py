@@ -22,7 +22,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from patchconvnet.errors import UserError, first_line, shortened
 from patchconvnet.files import write_atomic
 from patchconvnet.models import hub
 from patchconvnet.models.model_card import CARD_FILE, EXAMPLE_FILE, MARK, model_card
+from patchconvnet.models.tensor_file import read_tensors, write_tensors
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 StateDict = dict[str, Tensor]
@@ -38,7 +38,7 @@ SHIPPED = Path(__file__).parents[1] / "pretrained"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKSUM = "weights_sha256"  # in config.json, of the file of weights
-FORMAT = 1
+FORMAT, FORMAT_OF_HALVES = 1, 2  # the second where of symmetric convolutions half is written
 LARGEST_EXAMPLE = 5_000_000  # bytes
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -78,6 +78,7 @@ def write_model_folder(
 ) -> Path:
     """Write `config.json`, `model.safetensors` and a model card into `folder`, aside first and then renamed.
 
+    Of convolutions that are symmetric in a mirror, half is written (see `tensor_file`).
     `config.json` gets the weights' checksum, by which `read_model_folder` notices a file that was damaged later.
 
     Args:
@@ -96,12 +97,12 @@ def write_model_folder(
         name: value.to(DTYPES[dtype] if value.ndim > 1 else torch.float32) if value.is_floating_point() else value
         for name, value in state.items()
     }
-    config = {"format": FORMAT, "library": "patchconvnet", "architecture": architecture, **_in_config(metadata)}
+    config = {"library": "patchconvnet", "architecture": architecture, **_in_config(metadata)}
 
     def write_both(config_part: Path) -> None:
         def write_weights(weights_part: Path) -> None:
-            save_file({name: value.contiguous() for name, value in stored.items()}, weights_part)
-            text = json.dumps({**config, CHECKSUM: sha256(weights_part)}, indent=2)
+            version = FORMAT_OF_HALVES if write_tensors(weights_part, stored) else FORMAT
+            text = json.dumps({"format": version, **config, CHECKSUM: sha256(weights_part)}, indent=2)
             config_part.write_text(text + "\n")
 
         write_atomic(folder / WEIGHTS_FILE, write_weights)
@@ -212,7 +213,7 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], Metadata, StateDict
     checksum = _checksum(folder / CONFIG_FILE)
     try:
         is_damaged = checksum is not None and sha256(folder / WEIGHTS_FILE) != checksum
-        state = load_file(folder / WEIGHTS_FILE)
+        state = read_tensors(folder / WEIGHTS_FILE)
     except OSError as error:
         raise UserError(f"{folder / WEIGHTS_FILE} cannot be read: {first_line(error)}") from error
     except SafetensorError as error:
@@ -249,7 +250,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Metadata]:
         file_format = int(config.get("format", FORMAT))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not a patchconvnet config: {first_line(error)}") from error
-    if file_format > FORMAT:
+    if file_format > FORMAT_OF_HALVES:
         raise UserError(f"{folder} was written by a newer patchconvnet (format {file_format}); update the package")
     _check_metadata(metadata, path)
     return architecture, _in_present_words(metadata)
