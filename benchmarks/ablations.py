@@ -72,7 +72,7 @@ BEGIN, END = "<!-- ablations: made by benchmarks/ablations.py -->", "<!-- end of
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="where CIFAR-10 is or is downloaded to; without it the table is made again")
-    parser.add_argument("--recipe", default="cifar10_10min")
+    parser.add_argument("--recipe", default="small_images")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
@@ -97,8 +97,9 @@ def main() -> None:
 def train(recipe: str, change: list[str], seed: int, root: str, epochs: int, run: Path) -> dict[str, Any]:
     """Trains, or goes on with, one line of the table; gives its network's size and cost."""
     command = [
-        sys.executable, "-m", "patchconvnet", "train", "--recipe", recipe, "--data.root", root,
-        "--data.validation", "10000", "--epochs", str(epochs), "--seed", str(seed), "--monitor.every", "0", *change,
+        sys.executable, "-m", "patchconvnet", "train", "--recipe", recipe, "--data.name", "cifar10",
+        "--data.root", root, "--data.validation", "10000",
+        "--epochs", str(epochs), "--seed", str(seed), "--monitor.every", "0", *change,
         "--out", str(run), "--resume", "auto",
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

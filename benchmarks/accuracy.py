@@ -31,15 +31,18 @@ from patchconvnet.training.recipe import Recipe, read_recipe
 
 AIMS = {
     "keras_example": "≥ 87 %",
-    "cifar10_10min": "≥ 88 %, stretch 91 %",
-    "cifar10_10min, 4 epochs": "≥ 84.6 % within 360 s",
-    "cifar10_10min, 10 epochs": "stretch 91 % within 600 s",
-    "cifar10_10min, 16 epochs": "stretch 91 % within 600 s, AMX",
-    "cifar10_10min, 18 epochs": "≥ 91.5 % within 600 s, AVX-512",
-    "cifar10_default": "≥ 93 %, ≤ 4 MB",
+    "cifar10_10min": "≥ 91.5 % within 600 s, AVX-512",
+    "small_images": "≥ 88 %, stretch 91 %",
+    "small_images, 4 epochs": "≥ 84.6 % within 360 s",
+    "small_images, 10 epochs": "stretch 91 % within 600 s",
+    "small_images, 16 epochs": "stretch 91 % within 600 s, AMX",
+    "small_images, 18 epochs": "≥ 91.5 % within 600 s, AVX-512",
+    "cifar10_default": "≥ 93 %, ≤ 4 MB, stretch 94.5 %",
     "cifar10_best": "≥ 95.5 %, ≤ 3.3 PFLOP",
     "digits": "stated",
 }
+CIFAR10 = {"name": "cifar10", "validation": 0.0}  # what recipes for anybody's images are measured on
+FOR_ANY_IMAGES = ("small_images",)
 COLUMNS = [
     "recipe", "aim", "test top-1", "top-5", "mirrored too", "six views", "seeds", "parameters", "weights", "epochs",
     "images", "PFLOP", "seconds", "on",
@@ -82,12 +85,16 @@ def train(name: str, seed: int, root: str | None, epochs: int | None, run: Path)
     config, wall = run / "best" / "config.json", run / "wall_seconds"
     begun = run.exists()
     wanted = replace(read_recipe(name), seed=seed, **({"epochs": epochs} if epochs else {}))
+    if name in FOR_ANY_IMAGES:
+        wanted = replace(wanted, data=replace(wanted.data, **CIFAR10))
     if begun and settings(read_recipe(run / "recipe.yaml")) != settings(wanted):
         sys.exit(f"{run} was trained by other settings than {name}'s; give another --out")
     if not (config.is_file() and "test" in json.loads(config.read_text())["metrics"]):
         command = ["train", "--recipe", name, "--seed", str(seed), "--out", str(run), "--resume", "auto"]
         command += ["--data.root", root] if root else []
         command += ["--epochs", str(epochs)] if epochs else []
+        if name in FOR_ANY_IMAGES:
+            command += [word for key, value in CIFAR10.items() for word in (f"--data.{key}", str(value))]
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "patchconvnet", *command], check=True)
         if not begun:

@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="where CIFAR-10 is or is downloaded to")
     parser.add_argument("--out", type=Path, default=Path("runs/heads"))
-    parser.add_argument("--recipe", default="cifar10_10min")
+    parser.add_argument("--recipe", default="small_images")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--heads", nargs="+", default=["additive", "keras"])
@@ -30,8 +30,9 @@ def main() -> None:
             options = json.dumps({"pooling": head})
             subprocess.run(
                 [
-                    sys.executable, "-m", "patchconvnet", "train", "--recipe", a.recipe, "--data.root", a.root,
-                    "--data.validation", "10000", "--model.options", options, "--epochs", str(a.epochs),
+                    sys.executable, "-m", "patchconvnet", "train", "--recipe", a.recipe, "--data.name", "cifar10",
+                    "--data.root", a.root, "--data.validation", "10000", "--model.options", options,
+                    "--epochs", str(a.epochs),
                     "--seed", str(seed), "--monitor.every", "0", "--out", str(run), "--resume", "auto",
                 ],
                 check=True,

@@ -1,6 +1,6 @@
 """Cat or dog on photographs with known outlines: train, then measure how well each kind of map finds the animal.
 
-    python benchmarks/pets.py --photographs PETS.parquet --start runs/accuracy/cifar10_10min-0/best [--seeds 3]
+    python benchmarks/pets.py --photographs PETS.parquet --start runs/accuracy/small_images-0/best [--seeds 3]
 
 Reads a subset of the Oxford-IIIT Pet data (Parkhi et al. 2012) as a Parquet file with the columns name, species, image
 and trimap (1: animal, 2: background, 3: border, which is counted as animal); needs `pip install pyarrow`. A network

@@ -55,7 +55,7 @@ def test_a_probe_is_weighed_where_classes_are_uneven_and_has_fewer_views_where_m
 
 def test_small_images_are_learned_from_nothing_at_their_own_size() -> None:
     choice = choose_recipe(Overview(Path("icons"), {"a": 500, "b": 500}, 37))
-    assert choice.recipe == "cifar10_10min"
+    assert choice.recipe == "small_images"
     assert (choice.changes["preprocessing.size"], choice.changes["epochs"]) == ("[40, 40]", "60")
 
 
@@ -86,5 +86,5 @@ def test_a_folder_is_all_that_train_needs(tmp_path: Path, capsys: pytest.Capture
     assert main(["train", str(folder), "--epochs", "1", "--monitor.every", "0", "--device", "cpu", "--out", out]) == 0
     told = capsys.readouterr()
     assert "80 images of 2 classes" in told.err
-    assert "recipe cifar10_10min with" in told.err
+    assert "recipe small_images with" in told.err
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()

